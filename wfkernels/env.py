@@ -1,0 +1,43 @@
+"""Every environment switch of wfkernels: its name, what it may hold and what it does.
+
+Switches are read when they are needed, never at import, so a test or a notebook can set one at any time.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One environment variable. `choices` empty means free text; `build` means read by setup.py only."""
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    help: str
+    build: bool = False
+
+    def read(self) -> str:
+        """Return the value in force; raise ValueError naming the choices when it is none of them."""
+        value = os.environ.get(self.name, self.default)
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self.name}={value!r}: expected one of {', '.join(self.choices)}")
+        return value
+
+
+IMPL = Switch(
+    "WFKERNELS_IMPL",
+    "auto",
+    ("auto", *IMPLEMENTATIONS),
+    'the implementation that impl="auto" means; a call that names one is not affected',
+)
+SKIP_CPP_BUILD = Switch("WFKERNELS_SKIP_CPP_BUILD", "0", ("0", "1"), "1: build no C++ extension", build=True)
+SKIP_CUDA_BUILD = Switch(
+    "WFKERNELS_SKIP_CUDA_BUILD", "0", ("0", "1"), "1: build no CUDA extension, even where nvcc is found", build=True
+)
+
+SWITCHES = (IMPL, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)
