@@ -1,0 +1,1 @@
+"""tokens -> tokens: multi-head attention with a learned bias or gate, dense or ragged."""
