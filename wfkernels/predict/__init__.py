@@ -1,0 +1,1 @@
+"""rows -> student weights: embedding, attention blocks and projection as one autograd.Function."""

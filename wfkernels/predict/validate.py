@@ -1,0 +1,185 @@
+"""What the door of `predict` checks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wfkernels import check
+from wfkernels.activation import ACTIVATIONS
+from wfkernels.attention.validate import INTEGERS, readable
+from wfkernels.layout import TokenLayout
+from wfkernels.predict.parameters import Block, Parameters, Settings, spread
+from wfkernels.projection.api import needed, suits
+from wfkernels.projection.reference import OUTPUTS, READS
+
+OP = "predict"
+CHOICES = {
+    "norm": ("pre", "post"),
+    "activation": ACTIVATIONS,
+    "feed_forward": ACTIVATIONS,
+    "cross_layer": ("none", "parallel"),
+    "read": READS,
+    "output": OUTPUTS,
+    "recompute": ("full", "none"),
+}
+# What an output may need beside the rows.
+OPTIONAL = ("base", "prior", "blend", "gate_weight", "gate_bias")
+REQUIRED = ("embedding_biases", "shift", "scale", "position", "gamma", "beta", "strength")
+
+
+def arguments(
+    rows: Tensor,
+    parameters: Parameters,
+    settings: Settings,
+    layout: TokenLayout,
+    gate_lookup: Tensor | None,
+    return_cross: bool,
+) -> None:
+    """Raise TypeError or ValueError naming the first argument that does not fit."""
+    _types(parameters, settings, layout)
+    if gate_lookup is not None:
+        _lookup(gate_lookup)
+    named = dict(zip(parameters.names(), spread(parameters.flatten()), strict=True))
+    present = {f"parameters.{name}": t for name, t in named.items() if t is not None or name in REQUIRED}
+    check.floating(OP, rows=rows, **present)
+    check.same_device(OP, rows=rows, **present, gate_lookup=gate_lookup)
+    for name, choices in CHOICES.items():
+        check.one_of(OP, f"settings.{name}", getattr(settings, name), choices)
+    needed(OP, {"rows": rows, **{name: getattr(parameters, name) for name in OPTIONAL}}, settings.output, "parameters.")
+    suits(OP, "settings.read", settings.read, settings.output)
+    d = _sizes(rows, parameters, layout)
+    if settings.heads < 1 or d % settings.heads:
+        raise ValueError(f"{OP}: settings.heads: expected a divisor of d={d}, got {settings.heads}")
+    student = layout.layout
+    widths = [w.shape[0] for w in parameters.embedding_weights]
+    check.projections(OP, "settings.projections", settings.projections, widths, student.widths)
+    check.positions(OP, "settings.positions", settings.positions, student.rows, parameters.position)
+    _norm(parameters, settings)
+    _cross(parameters, layout, d, return_cross)
+    _gate(parameters.gate, gate_lookup, settings.heads, layout)
+
+
+def _types(parameters: Parameters, settings: Settings, layout: TokenLayout) -> None:
+    for name, given, wanted in (("parameters", parameters, Parameters), ("settings", settings, Settings)):
+        if not isinstance(given, wanted):
+            raise TypeError(f"{OP}: {name}: expected wfkernels.{wanted.__name__}, got {type(given).__name__}")
+    check.token_layout(OP, layout)
+    for name in ("embedding_weights", "projection_weights", "projection_biases", "blocks"):
+        check.sequence(OP, f"parameters.{name}", getattr(parameters, name))
+    for i, block in enumerate(parameters.blocks):
+        if not isinstance(block, Block):
+            raise TypeError(f"{OP}: parameters.blocks[{i}]: expected wfkernels.Block, got {type(block).__name__}")
+
+
+def _sizes(rows: Tensor, parameters: Parameters, layout: TokenLayout) -> int:
+    """Check every shape that follows from the layout and return d."""
+    student, layers = layout.layout, len(layout.layout.layers)
+    check.shape(OP, "parameters.gamma", parameters.gamma, ("d",))
+    d, groups = parameters.gamma.shape[0], len(parameters.embedding_weights)
+    for name in ("projection_weights", "projection_biases"):
+        if len(getattr(parameters, name)) != groups:
+            raise ValueError(
+                f"{OP}: parameters.{name}: expected {groups} tensors like embedding_weights, got"
+                f" {len(getattr(parameters, name))}"
+            )
+    for i, weight in enumerate(parameters.embedding_weights):
+        check.shape(OP, f"parameters.embedding_weights[{i}]", weight, ("r", d))
+        width = weight.shape[0]
+        check.shape(OP, f"parameters.projection_weights[{i}]", parameters.projection_weights[i], (d, width))
+        check.shape(OP, f"parameters.projection_biases[{i}]", parameters.projection_biases[i], (width,))
+    for i, block in enumerate(parameters.blocks):
+        check.shape(OP, f"parameters.blocks[{i}].up_weight", block.up_weight, ("ffn", d))
+        ffn = block.up_weight.shape[0]
+        shapes = ((d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (ffn, d), (ffn,), (d, ffn), (d,))
+        for name, tensor, size in zip(Block._fields, block, shapes, strict=True):
+            check.shape(OP, f"parameters.blocks[{i}].{name}", tensor, size)
+    all_rows, one = (sum(layout.teachers) * student.row_numel,), (student.row_numel,)
+    sizes: dict[str, tuple[int | str, ...]] = {
+        "embedding_biases": (groups, d),
+        "shift": (student.column_numel,),
+        "scale": (student.column_numel,),
+        "position": ("positions", d),
+        "beta": (d,),
+        "strength": (layers,),
+        "teacher": ("teacher ids", d),
+        "layer": (layers, d),
+        "final_weight": (d,),
+        "final_bias": (d,),
+        "base": one,
+        "center": one,
+        "prior": one,
+        "blend": (layers,),
+        "gate_weight": (groups, d),
+        "gate_bias": (groups,),
+        "built_on": all_rows,
+    }
+    for name, expected in sizes.items():
+        tensor = getattr(parameters, name)
+        if tensor is not None:
+            check.shape(OP, f"parameters.{name}", tensor, expected)
+    check.shape(OP, "rows", rows, all_rows)
+    if parameters.teacher is not None:
+        check.teacher_codes(OP, "parameters.teacher", parameters.teacher, layout.teachers)
+    return d
+
+
+def _norm(parameters: Parameters, settings: Settings) -> None:
+    for name in ("final_weight", "final_bias"):
+        missing = getattr(parameters, name) is None
+        if missing == (settings.norm == "pre"):
+            wanted = "a tensor [d]" if missing else "None"
+            raise ValueError(
+                f"{OP}: parameters.{name}: expected {wanted}, because settings.norm is {settings.norm!r}, got"
+                f" {'None' if missing else 'a tensor'}"
+            )
+
+
+def _cross(parameters: Parameters, layout: TokenLayout, d: int, return_cross: bool) -> None:
+    cross, layers = parameters.cross, len(layout.layout.layers)
+    check.cross_tokens(OP, "parameters.cross", cross, layout)
+    if cross is not None:
+        lead = (layout.groups,) if cross.ndim == 3 else ()
+        check.shape(OP, "parameters.cross", cross, (*lead, layout.cross, d))
+    if return_cross and (layers != 1 or not layout.cross):
+        raise ValueError(
+            f"{OP}: return_cross: expected a layout of one layer with cross tokens, got {layers} layers with"
+            f" {layout.cross} cross tokens each"
+        )
+
+
+def _gate(gate: Tensor | None, lookup: Tensor | None, heads: int, layout: TokenLayout) -> None:
+    if gate is None:
+        if lookup is not None:
+            raise ValueError(f"{OP}: gate_lookup: expected None, because parameters.gate is None, got a tensor")
+        return
+    if lookup is not None:
+        fits = gate.ndim == 5 and gate.shape[0] in (1, heads) and gate.shape[1:4] == (2, 2, 2) and gate.shape[4] > 0
+        if not fits:
+            raise ValueError(f"{OP}: parameters.gate: expected [{heads} or 1, 2, 2, 2, E], got {list(gate.shape)}")
+        if readable(lookup) and not 0 <= int(lookup.min()) <= int(lookup.max()) < gate.shape[4]:
+            raise ValueError(
+                f"{OP}: gate_lookup: expected integers from 0 to {gate.shape[4] - 1}, the entries of parameters.gate,"
+                f" got {int(lookup.min())} to {int(lookup.max())}"
+            )
+    else:
+        longest = layout.max_length
+        if gate.ndim != 3 or gate.shape[0] not in (1, heads) or min(gate.shape[1:]) < longest:
+            raise ValueError(
+                f"{OP}: parameters.gate: expected [{heads} or 1, M, M] with M at least {longest}, the longest sequence"
+                f" (or a table and gate_lookup), got {list(gate.shape)}"
+            )
+    if readable(gate):
+        low, high = (float(x) for x in gate.detach().aminmax())
+        if low < 0 or high > 1:
+            raise ValueError(f"{OP}: parameters.gate: expected values in [0, 1], got {low:g} to {high:g}")
+
+
+def _lookup(lookup: Tensor) -> None:
+    if not isinstance(lookup, Tensor):
+        raise TypeError(f"{OP}: gate_lookup: expected a torch.Tensor or None, got {type(lookup).__name__}")
+    if lookup.dtype not in INTEGERS:
+        raise TypeError(f"{OP}: gate_lookup: expected an integer tensor, got {lookup.dtype}")
+    if lookup.ndim != 1 or lookup.shape[0] % 2 == 0:
+        raise ValueError(
+            f"{OP}: gate_lookup: expected shape [2R + 1], an odd number of entries, got {list(lookup.shape)}"
+        )

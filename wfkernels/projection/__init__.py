@@ -1,0 +1,1 @@
+"""tokens -> rows: per-layer linear around a base, de-normalised and written into the student buffer."""
