@@ -106,6 +106,8 @@ def predict(
 
 
 def _compare(run: Run, seed: int, device: str, json: Path | None, output: Path | None) -> None:
+    import torch
+
     from weightformer import report
 
     _check_device(device)
@@ -114,6 +116,9 @@ def _compare(run: Run, seed: int, device: str, json: Path | None, output: Path |
     if output is not None:
         _check_new(target, "--output")
         output.mkdir(parents=True, exist_ok=True)
+    # One thread: the students are too small to share out, a second core that is busy stalls both (measured: 30 times
+    # slower), and the table does not depend on how many cores there are. Teachers train in processes of their own.
+    torch.set_num_threads(1)
     start = time.perf_counter()
     comparison, predictor = run(seed, device, output)
     seconds = time.perf_counter() - start

@@ -25,7 +25,9 @@ class Config:
     gate: which learned gate multiplies the attention; gate_heads: one per head instead of one for all; buckets: entries
     of the bucketed gate per side of the diagonal; hard: the forward pass uses gate >= 1/2, the backward passes through.
     output, read: see wfkernels.projection. max_teachers: teacher codes kept; 0 for none (symmetric in the teachers).
-    positions: "shared" gives neuron j one code in all layers, "layer" one per layer. share_projections: layers of equal
+    positions: "shared" gives neuron j one code in all layers, "layer" one per layer.
+    head: index of a layer whose rows come in any order (the classes): they share one code, so that an order of the
+    classes in the teachers is that of the student, exactly; needs positions="layer". share_projections: layers of equal
     kind and width share their input and output products. recompute: see wfkernels.Settings.
     """
 
@@ -47,6 +49,7 @@ class Config:
     read: str = "anchor"
     max_teachers: int = 8
     positions: str = "shared"
+    head: int | None = None
     share_projections: bool = False
     recompute: str = "full"
 
@@ -74,6 +77,8 @@ class Config:
             raise ValueError(f"Config: heads: expected a divisor of width={self.width}, got {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Config: dropout: expected a probability in [0, 1), got {self.dropout}")
+        if self.head is not None and self.positions != "layer":
+            raise ValueError(f"Config: positions: expected 'layer', because head={self.head} has a code of its own")
         if self.output == "gated" and self.read != "mean":
             raise ValueError("Config: read: expected 'mean', because output='gated' reads every teacher's tokens")
         if self.gate == "dense" and not self.max_teachers:
@@ -114,7 +119,7 @@ PRESETS = {
     # Teachers that share their initialisation: their mean and a free correction.
     "shared-init": _SMALL.but(output="mean"),
     # Fine-tunes of one base: per-row gates over the task vectors and a free correction.
-    "specialists": _SMALL.but(output="gated", read="mean", max_teachers=0),
+    "specialists": _SMALL.but(output="gated", read="mean", max_teachers=0, width=96, layers=3, feed_forward=192),
 }
 
 

@@ -112,6 +112,8 @@ class WeightFormer(StudentModel):
             raise ValueError("WeightFormer: base: expected the rows of the common base, because output is 'gated'")
         if base is not None and tuple(base.shape) != (layout.row_numel,):
             raise ValueError(f"WeightFormer: base: expected shape [{layout.row_numel}], got {list(base.shape)}")
+        if config.head is not None and not 0 <= config.head < len(layout.layers):
+            raise ValueError(f"WeightFormer: head: expected a layer below {len(layout.layers)}, got {config.head}")
         self.config = config
         d, layers = config.width, len(layout.layers)
         self.projections = self._groups()
@@ -199,7 +201,7 @@ class WeightFormer(StudentModel):
             embedding_biases=torch.stack([m.get_parameter("bias") for m in self.embeddings]),
             shift=self.shift,
             scale=self.scale,
-            position=self.position,
+            position=self._position_codes(),
             gamma=self.norm.weight,
             beta=self.norm.bias,
             blocks=[
@@ -284,6 +286,15 @@ class WeightFormer(StudentModel):
         for student in students:
             student.update({alias: student[name] for alias, name in call.layout.tied})
         return students
+
+    def _position_codes(self) -> Tensor:
+        """Return the codes of all neurons; the rows of the head share the first of theirs."""
+        head = self.config.head
+        if head is None:
+            return self.position
+        start, n = self.positions[head], self.layout.rows[head]
+        shared = self.position[start].expand(n, -1)
+        return torch.cat([self.position[:start], shared, self.position[start + n :]])
 
     def fast_parameters(self) -> list[nn.Parameter]:
         return [p for p in (self.prior, self.blend) if p is not None]

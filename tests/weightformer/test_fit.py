@@ -125,7 +125,13 @@ class Interrupt(Exception):
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 @pytest.mark.parametrize("prior", [False, True])
-def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path, stop: int, prior: bool) -> None:
+@pytest.mark.parametrize("sign", [-1, 1], ids=["early-best", "late-best"])
+def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(
+    tmp_path: Path, stop: int, prior: bool, sign: int
+) -> None:
+    def validate(model: StudentModel) -> float:
+        return sign * norm_of(model)
+
     def model() -> WeightFormer:
         torch.manual_seed(3)
         made = WeightFormer(layout(), SMALL.but(output="prior" if prior else "mean", dropout=0.1))
@@ -134,7 +140,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path, s
 
     recipe = RECIPE.but(validate_every=3, noise=0.1)
     whole = model()
-    expected = fitted(whole, recipe, validate=norm_of)
+    expected = fitted(whole, recipe, validate=validate)
 
     def interrupt(done: int, total: int, loss: float) -> None:
         assert total == recipe.steps and math.isfinite(loss)
@@ -143,11 +149,11 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path, s
 
     path = tmp_path / "new" / "run.pt"
     with pytest.raises(Interrupt):
-        fitted(model(), recipe, validate=norm_of, checkpoint=path, progress=interrupt)
+        fitted(model(), recipe, validate=validate, checkpoint=path, progress=interrupt)
     assert path.exists() == (stop >= 2)
     steps: list[int] = []
     resumed = model()
-    found = fitted(resumed, recipe, validate=norm_of, checkpoint=path, progress=lambda done, _, __: steps.append(done))
+    found = fitted(resumed, recipe, validate=validate, checkpoint=path, progress=lambda done, _, __: steps.append(done))
     assert steps == list(range(stop // 2 * 2 + 1, recipe.steps + 1))
     assert same(resumed, whole) and found == expected
     assert list(path.parent.iterdir()) == []

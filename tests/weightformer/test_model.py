@@ -394,15 +394,32 @@ def test_the_classes_may_come_in_any_order_where_no_code_tells_them_apart() -> N
         model.position.data.zero_()
 
 
-def test_building_on_other_weights_keeps_what_the_tokens_say() -> None:
+@pytest.mark.parametrize("config", [SMALL.but(output="mean", read="mean"), SMALL.but(output="plain")], ids=name_of)
+def test_a_head_of_its_own_code_takes_the_classes_in_any_order(config: Config) -> None:
+    order = torch.tensor([2, 0, 1])
+    model, group = generic(config.but(gate="none", positions="layer", head=HEAD)), teachers(3)
+    shuffled = [{n: t[order] if n.startswith("head") else t for n, t in state.items()} for state in group]
+    (one,), (other,) = students(model, [group]), students(model, [shuffled])
+    for name in one:
+        expected = one[name][order] if name.startswith("head") else one[name]
+        torch.testing.assert_close(other[name], expected)
+
+
+def test_a_head_beyond_the_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="head: expected a layer below 3, got 3"):
+        WeightFormer(layout(), SMALL.but(positions="layer", head=3))
+
+
+@pytest.mark.parametrize("mode", ["none", "recurrent"])
+def test_building_on_other_weights_keeps_what_the_tokens_say(mode: str) -> None:
     pool = teachers(6)
-    model = untouched(SMALL.but(output="mean", read="mean"), pool=pool)
+    model = untouched(SMALL.but(output="mean", read="mean", cross_layer=mode), pool=pool)
     (student,) = model(model.pack([pool[:2]]), [2], built_on=pool[3:5])
     assert_same(student, {n: t for n, t in start_of(model.config, pool[3:5]).items() if n in student})
     model = generic(SMALL.but(output="plain"), pool=pool)
     (own,), (other,) = students(model, [pool[:2]]), model(model.pack([pool[:2]]), [2], built_on=pool[3:5])
     assert all(torch.equal(own[n], other[n]) for n in own)
-    model = generic(SMALL.but(output="gated", read="mean", cross_layer="recurrent"), pool=pool)
+    model = generic(SMALL.but(output="gated", read="mean", cross_layer=mode), pool=pool)
     (own,) = students(model, [pool[:2]])
     (same,) = model(model.pack([pool[:2]]), [2], built_on=pool[:2])
     assert_same(same, own)

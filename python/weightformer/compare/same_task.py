@@ -77,7 +77,7 @@ class Bench:
     """The pool, the data and what every method of one comparison shares."""
 
     def __init__(self, plan: Plan, seed: int, device: str, folder: Path | None) -> None:
-        self.plan, self.seed, self.device = plan, seed, device
+        self.plan, self.seed, self.device, self.folder = plan, seed, device, folder
         dataset = plan.data()
         teachers = None if folder is None else folder / "teachers"
         with bar("teachers") as tell:
@@ -127,7 +127,8 @@ class Bench:
 
     def fitted(self, title: str, model: StudentModel, states: Sequence[State], recipe: Recipe) -> float:
         """Meta-train `model` on groups of `states`; return the seconds it took."""
-        return fitted(title, model, self.pool, partial(self.example, states), recipe, self.head)
+        task = partial(self.example, states)
+        return fitted(title, model, self.pool, task, recipe, self.head, folder=self.folder)
 
 
 def fitted(
@@ -138,11 +139,22 @@ def fitted(
     recipe: Recipe,
     head: int,
     validate: Callable[[StudentModel], float] | None = None,
+    folder: Path | None = None,
 ) -> float:
-    """Meta-train `model` with a progress bar; return the seconds it took."""
+    """Meta-train `model` with a progress bar, going on from a checkpoint in `folder`; return the seconds it took."""
+    checkpoint = None if folder is None else folder / f"{title.replace(' ', '-').lower()}.checkpoint"
     start = time.perf_counter()
     with bar(title) as tell:
-        fit(model, pool.create(1), task, recipe, head=head, validate=validate, progress=lambda d, n, _: tell(d, n))
+        fit(
+            model,
+            pool.create(1),
+            task,
+            recipe,
+            head=head,
+            validate=validate,
+            checkpoint=checkpoint,
+            progress=lambda done, steps, _: tell(done, steps),
+        )
     return time.perf_counter() - start
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -47,9 +47,9 @@ class Plan:
     """One comparison of specialists: the pool, the model, and how long everything trains."""
 
     title: str = "specialists of one base, each group in an unseen domain, MNIST 14x14"
-    regime: regimes.Specialists = field(default_factory=regimes.Specialists)
+    regime: regimes.Specialists = regimes.Specialists(train=160, test=24)
     config: Config = preset("specialists")
-    recipe: Recipe = Recipe(steps=600, learning_rate=2e-3, warmup=40, groups=3, noise=0.5)
+    recipe: Recipe = Recipe(steps=1200, learning_rate=2e-3, warmup=40, groups=3, noise=0.5)
     delta: Recipe = Recipe(steps=300, learning_rate=2e-3, warmup=40, groups=3)
     batch_size: int = 48
     group: int = 3
@@ -81,7 +81,7 @@ class Bench:
     """The pool, the domains and what every method shares."""
 
     def __init__(self, plan: Plan, seed: int, device: str, folder: Path | None) -> None:
-        self.plan, self.seed, self.device = plan, seed, device
+        self.plan, self.seed, self.device, self.folder = plan, seed, device, folder
         data: SpecialistData = domains.mnist_specialists()
         teachers = None if folder is None else folder / "teachers"
         with bar("teachers") as tell:
@@ -126,7 +126,8 @@ class Bench:
         recipe: Recipe,
         validate: Callable[[StudentModel], float] | None = None,
     ) -> float:
-        return fitted(title, model, self.pool, self.example, recipe.but(seed=self.seed), self.head, validate)
+        recipe = recipe.but(seed=self.seed)
+        return fitted(title, model, self.pool, self.example, recipe, self.head, validate, self.folder)
 
     def predicted(self, model: StudentModel, group: Group, tokens: Sequence[State] | None = None) -> dict[str, Tensor]:
         """Return the student of a group in its unseen order of classes, put back; `tokens` replaces what is read."""
@@ -152,7 +153,7 @@ def run(plan: Plan, seed: int, device: str = "cpu", folder: Path | None = None) 
     """Run the comparison of specialists; return the table and the fitted predictor."""
     bench = Bench(plan, seed, device, folder)
     torch.manual_seed(seed)
-    model = WeightFormer(bench.layout, plan.config, base=bench.base_rows).to(device)
+    model = WeightFormer(bench.layout, plan.config.but(head=bench.head), base=bench.base_rows).to(device)
     model.set_statistics(bench.train.states, bench.head)
 
     def validate(candidate: StudentModel) -> float:
