@@ -83,7 +83,7 @@ def test_teachers_of_one_group_do_not_reach_another() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["odd sizes", "base", "gelu"])
 def test_error_is_that_of_eager(dtype: torch.dtype, name: str) -> None:
-    properties.is_no_worse_than_eager(call(CASES[name]), dtype)
+    properties.is_no_worse_than_eager([call(CASES[name])], dtype)
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, properties.permuted], ids=["contiguous", "permuted"])

@@ -135,7 +135,7 @@ def test_anchor_is_not_reached_by_other_teachers() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["plain, mean", "anchor, anchor", "prior, mean, base", "gated", "odd sizes"])
 def test_error_is_that_of_eager(dtype: torch.dtype, name: str) -> None:
-    properties.is_no_worse_than_eager(call(CASES[name]), dtype)
+    properties.is_no_worse_than_eager([call(CASES[name])], dtype)
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, properties.permuted], ids=["contiguous", "permuted"])

@@ -72,7 +72,7 @@ def test_every_element_is_written(shape: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @DROPOUT
 def test_error_is_that_of_eager(dtype: torch.dtype, dropout_p: float) -> None:
-    properties.is_no_worse_than_eager(call("17 x 127", dropout_p), dtype)
+    properties.is_no_worse_than_eager([call("17 x 127", dropout_p)], dtype)
 
 
 def test_dropout_zeroes_or_scales_with_the_probability_asked_for() -> None:

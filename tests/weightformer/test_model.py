@@ -394,7 +394,7 @@ def test_the_classes_may_come_in_any_order_where_no_code_tells_them_apart() -> N
         model.position.data.zero_()
 
 
-@pytest.mark.parametrize("config", [SMALL.but(output="mean", read="mean"), SMALL.but(output="plain")], ids=name_of)
+@pytest.mark.parametrize("config", [SMALL.but(output=output) for output in ("mean", "plain", "prior")], ids=name_of)
 def test_a_head_of_its_own_code_takes_the_classes_in_any_order(config: Config) -> None:
     order = torch.tensor([2, 0, 1])
     model, group = generic(config.but(gate="none", positions="layer", head=HEAD)), teachers(3)

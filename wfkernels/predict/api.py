@@ -58,9 +58,9 @@ def predict(
         only for tensors on the CPU outside torch.compile, the gate or its lookup is out of range. ImplementationError:
         `impl` names one that cannot run this call.
 
-    Under torch.compile the number of teachers may be symbolic: other groups of the same number compile nothing anew
-    (T = 1 apart, for which other tokens are read). Another number of groups, layers or blocks is another program.
-    torch.export traces the chain too, and the exported module is differentiable.
+    Under torch.compile the numbers of teachers may be symbolic: groups of other teachers compile nothing anew (those of
+    one teacher each apart, whose last block computes every token). Another number of groups, layers or blocks is
+    another program. torch.export (its default, not strict) traces the chain, and what it exports is differentiable.
     """
     validate.arguments(rows, parameters, settings, layout, gate_lookup, return_cross)
     seed = check.dropout(validate.OP, settings.dropout_p, seed, rows.device)
@@ -72,14 +72,7 @@ def predict(
         cross = parameters.cross.expand(layout.groups, *parameters.cross.shape[-2:])
         parameters = replace(parameters, cross=cross.repeat(len(layout.layout.layers), 1, 1))
     plan = Plan(layout, settings, return_cross, impl)
-    with autocast.off(rows.device):
-        students, crossed = Predict.apply(
-            plan,
-            parameters.structure(),
-            rows,
-            seed,
-            gate_lookup,
-            *indices(plan, rows),
-            *parameters.flatten(),
-        )
+    students, crossed = Predict.apply(
+        plan, parameters.structure(), rows, seed, gate_lookup, *indices(plan, rows), *parameters.flatten()
+    )
     return (students, crossed) if return_cross else students

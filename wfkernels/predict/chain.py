@@ -46,7 +46,7 @@ def middle(plan: Plan, block: Block) -> Norm:
 class Stream(NamedTuple):
     """What a boundary hands to the next block: the sum h, its LayerNorm y (h itself without one) and its statistics.
 
-    Of a boundary that is computed again in backward only h is kept.
+    Of the first boundary, and of every one that is computed again in backward, only h is kept.
     """
 
     h: Tensor  # [tokens, d]
@@ -65,17 +65,29 @@ def opened(h: Tensor, norm: Norm | None, eps: float) -> Stream:
 
 
 class Inner(NamedTuple):
-    """What one block computes between its boundaries, as its backward needs it."""
+    """What one block computes between its boundaries, as its backward needs it.
 
-    query: Tensor  # [computed, H, D]
-    key: Tensor  # [tokens, H, D]
-    value: Tensor  # [tokens, H, D]
+    No views: what a compiled autograd.Function keeps must not share memory.
+    """
+
+    products: tuple[Tensor, ...]  # query, key and value side by side [tokens, 3 d]; or [computed, d] and [tokens, 2 d]
     attention: Attention
     h: Tensor  # [computed, d]
     mean: Tensor  # [computed]
     rstd: Tensor  # [computed]
     y: Tensor  # [computed, d] input of the feed-forward
     up: Tensor  # [computed, ffn]
+
+
+def _by_head(plan: Plan, products: tuple[Tensor, ...], d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query [computed, H, D], key and value [tokens, H, D] as views of their products."""
+    heads = plan.settings.heads
+    query, key, value = (
+        part
+        for product in products
+        for part in product.view(product.shape[0], product.shape[1] // d, heads, d // heads).unbind(1)
+    )
+    return query, key, value
 
 
 def block_forward(
@@ -93,22 +105,21 @@ def block_forward(
     assert y is not None
     pruned = plan.pruned(i, len(parameters.blocks))
     residual = stream.h if s.norm == "pre" else y
-    tokens, d = y.shape
+    d = y.shape[1]
+    products: tuple[Tensor, ...]
     if pruned:
         residual = residual[at.read]
-        query = linear(y[at.read], block.qkv_weight[:d], block.qkv_bias[:d]).view(-1, s.heads, d // s.heads)
-        rest = linear(y, block.qkv_weight[d:], block.qkv_bias[d:])
-        key, value = rest.view(tokens, 2, s.heads, d // s.heads).unbind(1)
+        query = linear(y[at.read], block.qkv_weight[:d], block.qkv_bias[:d])
+        products = query, linear(y, block.qkv_weight[d:], block.qkv_bias[d:])
     else:
-        rest = linear(y, block.qkv_weight, block.qkv_bias)
-        query, key, value = rest.view(tokens, 3, s.heads, d // s.heads).unbind(1)
+        products = (linear(y, block.qkv_weight, block.qkv_bias),)
     if saved is None:
-        saved = attend(plan, at, i, pruned, query, key, value, parameters.gate, lookup, seed)
+        saved = attend(plan, at, i, pruned, *_by_head(plan, products, d), parameters.gate, lookup, seed)
     joined = linear(saved.joined(at).flatten(1), block.out_weight, block.out_bias)
     h, y, mean, rstd = residual_norm_ops.residual_norm(
         joined, residual, *middle(plan, block), s.eps, s.dropout_p, seed, 3 * i + 1, plan.impl
     )
-    return Inner(query, key, value, saved, h, mean, rstd, y, linear(y, block.up_weight, block.up_bias))
+    return Inner(products, saved, h, mean, rstd, y, linear(y, block.up_weight, block.up_bias))
 
 
 def boundary_forward(plan: Plan, i: int, norm: Norm | None, block: Block, inner: Inner, seed: Tensor | None) -> Stream:
@@ -217,9 +228,7 @@ def block_backward(
         i,
         pruned,
         grad_out,
-        inner.query,
-        inner.key,
-        inner.value,
+        *_by_head(plan, inner.products, d),
         inner.attention,
         parameters.gate,
         lookup,

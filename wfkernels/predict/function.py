@@ -40,9 +40,9 @@ def _embedding_arguments(plan: Plan, rows: Tensor, p: Parameters) -> tuple[Any, 
 
 def _projection_arguments(plan: Plan, rows: Tensor, z: Tensor, p: Parameters) -> tuple[Any, ...]:
     student, s = plan.layout.layout, plan.settings
-    built_on = rows if p.built_on is None else p.built_on
+    own = None if s.output == "plain" else rows
     tensors = (z, list(p.projection_weights), list(p.projection_biases), p.strength, p.shift, p.scale)
-    optional = (None if s.output == "plain" else built_on, p.base, p.prior, p.blend, p.gate_weight, p.gate_bias)
+    optional = (own if p.built_on is None else p.built_on, p.base, p.prior, p.blend, p.gate_weight, p.gate_bias)
     widths = [q.width for q in student.parameters]
     integers = (student.rows, widths, [len(layer.parameters) for layer in student.layers], plan.projections)
     return (*tensors, *optional, *integers, plan.layout.teachers, s.read, s.output)
@@ -58,7 +58,8 @@ def forward(
     kept: list[Kept] = []
     for i, block in enumerate(p.blocks):
         inner = chain.block_forward(plan, at, i, p, stream, seed, lookup)
-        kept.append(Kept(stream if keep_all else Stream(stream.h), inner.attention, inner if keep_all else None))
+        opening = stream if keep_all and i > 0 else Stream(stream.h)
+        kept.append(Kept(opening, inner.attention, inner if keep_all else None))
         stream = chain.boundary_forward(plan, i, norms[i + 1], block, inner, seed)
     y = stream.y
     assert y is not None
@@ -90,8 +91,9 @@ def backward(
     gate: Tensor | None = None
     for i in reversed(range(len(kept))):
         stream, attention, inner = kept[i]
-        if inner is None:
+        if stream.y is None:
             stream = chain.opened(stream.h, norms[i], eps)
+        if inner is None:
             inner = chain.block_forward(plan, at, i, p, stream, seed, lookup, attention)
         if i == len(kept) - 1:
             # The last block once more, up to the tokens that the projection reads.

@@ -121,7 +121,8 @@ class Settings:
     activation: of the embedding; feed_forward: of the blocks; "none", "relu" or "gelu".
     dropout_p: of attention weights and of both residual branches.
     cross_layer: "none" or "parallel": what the cross tokens of a layer see beside their own sequence (in "parallel",
-        the cross tokens of all earlier layers).
+        the cross tokens of all earlier layers). What a layer learns of an earlier one's rows takes three blocks: one
+        for the earlier cross tokens to read their rows, one to read those, one for the rows to read their own.
     read, output: as for `projection`. projections, positions: as for `embedding`.
     recompute: "full" keeps block inputs, attention outputs and log-sum-exps for backward; "none" keeps all.
     """

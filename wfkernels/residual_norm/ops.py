@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wfkernels import autocast
 from wfkernels.dispatch import Implementation, always, choose, register
 from wfkernels.precision import accumulator
 from wfkernels.residual_norm import reference
@@ -38,8 +37,7 @@ def residual_norm(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # h [rows, d], y [rows, d], mean [rows], rstd [rows]
     args = (x, residual, weight, bias, eps, dropout_p, seed, site)
-    with autocast.off(x.device):
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = choose("residual_norm", impl, *args).run(*args)
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = choose("residual_norm", impl, *args).run(*args)
     return result
 
 
@@ -68,8 +66,7 @@ def residual_norm_backward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # grads of x, residual [rows, d], weight, bias [d]
     args = (grad_h, grad_y, h, mean, rstd, weight, dropout_p, seed, site)
-    with autocast.off(h.device):
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = choose("residual_norm_backward", impl, *args).run(*args)
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = choose("residual_norm_backward", impl, *args).run(*args)
     return result
 
 

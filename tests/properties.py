@@ -1,0 +1,225 @@
+"""What every differentiable op has to satisfy, as functions of one call; each room brings its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from wfkernels import dispatch
+
+Leaves = dict[str, Tensor]
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op: its float tensors by name, the op as a function of them and the same thing written out.
+
+    Both functions take the leaves and return all outputs; `run` takes `impl` as well. The one written out gets its
+    gradients from autograd and computes in the dtype of its leaves throughout.
+    """
+
+    leaves: Leaves
+    run: Function
+    naive: Function
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """The same call with fresh leaves in another dtype."""
+        return self.but({n: t.detach().to(dtype).requires_grad_(t.requires_grad) for n, t in self.leaves.items()})
+
+    def but(self, leaves: Leaves) -> Call:
+        return Call({**self.leaves, **leaves}, self.run, self.naive)
+
+
+def results(call: Call, function: Function | None = None, seed: int = 7) -> Leaves:
+    """All outputs, and the gradients of a random linear function of them by every leaf."""
+    outputs = (function or call.run)(call.leaves)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+    wanted = {n: t for n, t in call.leaves.items() if t.requires_grad}
+    grads = torch.autograd.grad(outputs, list(wanted.values()), weights, materialize_grads=True)
+    named = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    return named | {f"gradient of {n}": g for n, g in zip(wanted, grads, strict=True)}
+
+
+def assert_same(found: Leaves, wanted: Leaves, exact: bool = False) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype, name
+        if exact:
+            assert torch.equal(found[name], tensor), name
+        else:
+            torch.testing.assert_close(found[name], tensor, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def agrees_with_definition(call: Call) -> None:
+    """Outputs and every gradient are those of the op written out."""
+    assert all(y.requires_grad for y in call.run(call.leaves))
+    assert_same(results(call), results(call, call.naive))
+
+
+def passes_gradcheck(call: Call) -> None:
+    """Every gradient is that of finite differences."""
+    names = list(call.leaves)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return call.run(dict(zip(names, tensors, strict=True)))
+
+    assert torch.autograd.gradcheck(function, tuple(call.leaves.values()), fast_mode=True)
+
+
+def permuted(x: Tensor) -> Tensor:
+    """The same values with the dimensions stored in reverse order."""
+    order = tuple(reversed(range(x.ndim)))
+    return x.detach().permute(order).contiguous().permute(order).requires_grad_()
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same values in every second element of a buffer of NaN."""
+    buffer = x.new_full((*x.shape, 2), torch.nan)
+    buffer[..., 0] = x.detach()
+    return buffer[..., 0].requires_grad_()
+
+
+def takes_any_strides(call: Call) -> None:
+    """Inputs in any memory order give the same, in contiguous outputs."""
+    wanted = results(call)
+    for layout in (permuted, strided):
+        other = call.but({n: layout(t) for n, t in call.leaves.items()})
+        assert_same(results(other), wanted)
+        assert all(y.is_contiguous() for y in other.run(other.leaves))
+
+
+def takes_expanded_gradients(call: Call) -> None:
+    """y.sum().backward() sends an expanded gradient, others arrive permuted; inputs may be expanded as well."""
+    leaves = list(call.leaves.values())
+    outputs = call.run(call.leaves)
+    ones = [torch.ones_like(y) for y in outputs]
+    wanted = torch.autograd.grad(outputs, leaves, ones, retain_graph=True, materialize_grads=True)
+    total = torch.stack([y.sum() for y in outputs]).sum()
+    for found in (
+        torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True),
+        torch.autograd.grad(outputs, leaves, [permuted(y) for y in ones], materialize_grads=True),
+    ):
+        for name, a, b in zip(call.leaves, found, wanted, strict=True):
+            torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+    for name, leaf in call.leaves.items():
+        one = leaf.detach().mean().requires_grad_()
+        sums = []
+        for same in (one.expand(leaf.shape), one.expand(leaf.shape).clone()):
+            outputs = call.run({**call.leaves, name: same})
+            total = torch.stack([y.sum() for y in outputs]).sum()
+            sums.append((*outputs, *torch.autograd.grad(total, [one])))
+        torch.testing.assert_close(*sums, msg=lambda m, name=name: f"expanded {name}: {m}")
+
+
+def gives_only_gradients_asked_for(call: Call, most: int = 2) -> None:
+    """Every subset of up to `most` leaves, and of all but so many, gets the same gradients as all together."""
+    whole = results(call)
+    names = list(call.leaves)
+    few = [set(chosen) for count in range(most + 1) for chosen in combinations(names, count)]
+    for chosen in few + [set(names) - other for other in few]:
+        leaves = {n: t.detach().requires_grad_(n in chosen) for n, t in call.leaves.items()}
+        part = call.but(leaves)
+        if not chosen:
+            assert not any(y.requires_grad for y in part.run(leaves))
+            continue
+        found = results(part)
+        assert_same(found, {n: t for n, t in whole.items() if n in found}, exact=True)
+        assert len(found) == len(chosen) + len(whole) - len(names)
+
+
+def leaves_inputs_alone_and_repeats(call: Call) -> None:
+    """Inputs keep their bits, and two runs agree to the bit."""
+    before = {n: t.detach().clone() for n, t in call.leaves.items()}
+    first, second = results(call), results(call)
+    assert all(torch.equal(call.leaves[n], t) for n, t in before.items())
+    assert_same(first, second, exact=True)
+
+
+def writes_every_element(call: Call) -> None:
+    """For the fixture `poisoned`: no element of a result comes from memory that nobody wrote."""
+    for name, tensor in results(call).items():
+        assert not tensor.isnan().any(), name
+
+
+def is_no_worse_than_eager(calls: Sequence[Call], dtype: torch.dtype) -> None:
+    """Maximal and mean error against float64, as a share of the tensor's largest entry, are at most 2x (gradients 3x)
+    those of the op written out in `dtype`, plus one unit in the last place; over all of some like calls."""
+    errors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for call in calls:
+        low = call.to(dtype)
+        truth = results(low.to(torch.float64), call.naive)
+        ours, theirs = results(low), results(low, call.naive)
+        for name, exact in truth.items():
+            assert ours[name].dtype == dtype, name
+            size = exact.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+            pair = tuple(((x[name].double() - exact) / size).abs().flatten() for x in (ours, theirs))
+            errors.setdefault(name, []).append(pair)
+    for name, pairs in errors.items():
+        mine, eager = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        allowed = 2.0 if name.startswith("output") else 3.0
+        for measure in (torch.amax, torch.mean):
+            found, limit = float(measure(mine)), allowed * float(measure(eager)) + torch.finfo(dtype).eps
+            assert found <= limit, (name, measure.__name__, found, limit)
+
+
+def compiles_in_one_graph(call: Call, backend: str = "inductor") -> None:
+    """torch.compile(fullgraph=True) gives the eager outputs and gradients."""
+    torch._dynamo.reset()
+    compiled = torch.compile(call.run, fullgraph=True, backend=backend)
+    assert_same(results(call, compiled), results(call))
+
+
+class Exportable(torch.nn.Module):
+    """A call as a module: its leaves are parameters."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.run = call.run
+        self.names = list(call.leaves)
+        self.tensors = torch.nn.ParameterList(t.detach().clone() for t in call.leaves.values())
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return self.run(dict(zip(self.names, self.tensors, strict=True)))
+
+
+def exports_with_gradients(call: Call) -> None:
+    """torch.export keeps outputs and gradients."""
+    module = Exportable(call)
+    exported = torch.export.export(module, ()).module()
+    weights = [torch.randn_like(y) for y in module()]
+    names = dict(module.named_parameters())
+    found = torch.autograd.grad(
+        exported(), list(dict(exported.named_parameters()).values()), weights, materialize_grads=True
+    )
+    wanted = torch.autograd.grad(module(), list(names.values()), weights, materialize_grads=True)
+    assert list(dict(exported.named_parameters())) == list(names)
+    for a, b in zip(exported(), module(), strict=True):
+        torch.testing.assert_close(a, b)
+    for name, a, b in zip(call.leaves, found, wanted, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def refuses_other_implementations(call: Call, op: str) -> None:
+    """A named implementation runs or raises, with the reason; the reference can always be named."""
+    for a, b in zip(call.run(call.leaves, impl="reference"), call.run(call.leaves), strict=True):
+        assert torch.equal(a, b)
+    for name in ("cpp", "triton", "cuda", "fastest"):
+        reason = f"^{op}: impl='{name}' cannot run here: {op} has the implementations reference$"
+        with pytest.raises(dispatch.ImplementationError, match=reason):
+            call.run(call.leaves, impl=name)
+
+
+def is_not_differentiable_twice(call: Call, reason: str = "no autograd formula") -> None:
+    """A second derivative raises instead of being wrong."""
+    leaves = list(call.leaves.values())
+    total = torch.stack([y.square().sum() for y in call.run(call.leaves)]).sum()
+    grads = torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True)
+    with pytest.raises(RuntimeError, match=reason):
+        torch.stack([g.square().sum() for g in grads]).sum().backward()
