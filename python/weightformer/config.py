@@ -26,9 +26,10 @@ class Config:
     of the bucketed gate per side of the diagonal; hard: the forward pass uses gate >= 1/2, the backward passes through.
     output, read: see wfkernels.projection. max_teachers: teacher codes kept; 0 for none (symmetric in the teachers).
     positions: "shared" gives neuron j one code in all layers, "layer" one per layer.
-    head: index of a layer whose rows come in any order (the classes): they share one code, so that an order of the
-    classes in the teachers is that of the student, exactly; needs positions="layer". share_projections: layers of equal
-    kind and width share their input and output products. recompute: see wfkernels.Settings.
+    head: index of a layer whose rows come in any order (the classes): they share one code and one row of the
+    prior, so that the student has exactly the teachers' order of the classes; needs positions="layer".
+    share_projections: layers of equal kind and width share their input and output products. recompute: see
+    wfkernels.Settings.
     """
 
     width: int = 512

@@ -218,7 +218,7 @@ class WeightFormer(StudentModel):
             final_bias=None if final is None else final.bias,
             base=self.base,
             center=self.center,
-            prior=self.prior,
+            prior=self._prior_rows(),
             blend=self.blend,
             gate_weight=self.gate_weight,
             gate_bias=self.gate_bias,
@@ -295,6 +295,16 @@ class WeightFormer(StudentModel):
         start, n = self.positions[head], self.layout.rows[head]
         shared = self.position[start].expand(n, -1)
         return torch.cat([self.position[:start], shared, self.position[start + n :]])
+
+    def _prior_rows(self) -> Tensor | None:
+        """Return the learned prior; the rows of the head share their mean."""
+        head = self.config.head
+        if head is None or self.prior is None:
+            return self.prior
+        parts = list(self.prior.split([layer.rows * layer.stride for layer in self.layout.layers]))
+        rows = parts[head].view(self.layout.rows[head], -1)
+        parts[head] = rows.mean(0).expand(rows.shape).flatten()
+        return torch.cat(parts)
 
     def fast_parameters(self) -> list[nn.Parameter]:
         return [p for p in (self.prior, self.blend) if p is not None]

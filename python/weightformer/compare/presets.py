@@ -36,7 +36,7 @@ def _specialists(plan: specialists.Plan) -> Run:
 DEMO = same_task.Plan(
     title="Independent seeds, MNIST 14x14, 300 training images",
     pool=partial(regimes.independent, settings=regimes.Independent(fast=42, test=6)),
-    recipe=Recipe(steps=1200, noise=0.3),
+    recipe=Recipe(steps=1500, noise=1.0),
 )
 
 # More and longer trained teachers, and only such as held-out ones.

@@ -163,7 +163,7 @@ def run(plan: Plan, seed: int, device: str = "cpu", folder: Path | None = None) 
     bench = Bench(plan, seed, device, folder)
     states = bench.aligned(bench.train.states)
     torch.manual_seed(seed)
-    model = WeightFormer(bench.layout, plan.config).to(device)
+    model = WeightFormer(bench.layout, plan.config.but(head=bench.head)).to(device)
     model.set_statistics(states, bench.head)
     if plan.config.output == "prior":
         model.set_prior(states[0], bench.head)

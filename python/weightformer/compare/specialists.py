@@ -47,9 +47,9 @@ class Plan:
     """One comparison of specialists: the pool, the model, and how long everything trains."""
 
     title: str = "specialists of one base, each group in an unseen domain, MNIST 14x14"
-    regime: regimes.Specialists = regimes.Specialists(train=160, test=24)
+    regime: regimes.Specialists = regimes.Specialists(train=160, test=32)
     config: Config = preset("specialists")
-    recipe: Recipe = Recipe(steps=1200, learning_rate=2e-3, warmup=40, groups=3, noise=0.5)
+    recipe: Recipe = Recipe(steps=2400, learning_rate=2e-3, warmup=40, groups=3, noise=0.3)
     delta: Recipe = Recipe(steps=300, learning_rate=2e-3, warmup=40, groups=3)
     batch_size: int = 48
     group: int = 3
