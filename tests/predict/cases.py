@@ -65,6 +65,7 @@ CASES = {
     "one teacher each": Case(Settings(HEADS, "post", output="anchor"), teachers=(1, 1), gate="dense"),
     "one layer": Case(Settings(HEADS, "pre"), cross=2, own_cross=True, layers=1, gate="bucketed", built_on=True),
     "one block": Case(Settings(HEADS, "pre", feed_forward="none"), cross=1, blocks=1),
+    "odd width": Case(Settings(1, "pre", "relu", output="mean"), cross=3, gate="dense", teachers=(3, 1), d=17),
     "base without center": Case(Settings(1, "post", output="prior", eps=0.1), base=True, teachers=(3, 1, 2)),
 }
 
