@@ -46,7 +46,7 @@ PROXY = 100  # unlabelled images of a group's domain, ten of each class
 class Plan:
     """One comparison of specialists: the pool, the model, and how long everything trains."""
 
-    title: str = "specialists of one base, each group in an unseen domain, MNIST 14x14"
+    title: str = "Specialists of one base, each group in an unseen domain, MNIST 14x14"
     regime: regimes.Specialists = regimes.Specialists(train=160, test=32)
     config: Config = preset("specialists")
     recipe: Recipe = Recipe(steps=2400, learning_rate=2e-3, warmup=40, groups=3, noise=0.3)
