@@ -116,8 +116,8 @@ def _compare(run: Run, seed: int, device: str, json: Path | None, output: Path |
     if output is not None:
         _check_new(target, "--output")
         output.mkdir(parents=True, exist_ok=True)
-    # One thread: the students are too small to share out, a second core that is busy stalls both (measured: 30 times
-    # slower), and the table does not depend on how many cores there are. Teachers train in processes of their own.
+    # One thread: the table then does not depend on the number of cores, and two threads stall when a core is busy
+    # (docs/decisions.md). Teachers train in processes of their own.
     torch.set_num_threads(1)
     start = time.perf_counter()
     comparison, predictor = run(seed, device, output)

@@ -45,9 +45,7 @@ def show(comparison: Comparison, seconds: float) -> Group:
 
 
 def _groups(comparison: Comparison) -> str:
-    return (
-        f"{comparison.groups} groups of held-out teachers; mean ± standard deviation over groups; controls in italics"
-    )
+    return f"{comparison.groups} groups of held-out teachers; mean ± standard deviation over groups; controls last"
 
 
 def _cells(row: Row) -> list[str]:
