@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from threading import Thread
 
 import pytest
 import torch
 
 import wfkernels
+from tests.bad_input import attention, predict, rooms, rows
+from tests.bad_input.table import Arguments
 from wfkernels import compiled, dispatch, env
 from wfkernels.dispatch import Implementation, ImplementationError, always
+from wfkernels.explain import functions
 from wfkernels.layout import Layer, Parameter, RowLayout
 
 LAYOUT = RowLayout((Layer("fc", "linear", 2, (Parameter("fc.weight", (2, 3), 0, 3),)),))
 
 
+# A call of every public function that computes something, and the library ops in it.
+CALLS: dict[str, tuple[Callable[[], Arguments], list[str]]] = {
+    "attention": (attention.ragged, ["attention"]),
+    "embedding": (rooms.embedding, ["embedding"]),
+    "pack": (rows.pack, ["rows_pack"]),
+    "predict": (predict.good("bucketed"), ["embedding", "attention", "residual_norm", "projection"]),
+    "projection": (rooms.projection, ["projection"]),
+    "residual_norm": (rooms.residual_norm, ["residual_norm"]),
+    "scaled_dot_product_attention": (
+        lambda: dict.fromkeys(("query", "key", "value"), torch.ones(1, 2, 3)),
+        ["attention"],
+    ),
+    "unpack": (rows.unpack, ["no library op"]),
+}
+
+
 @pytest.fixture(autouse=True)
 def _op(monkeypatch: pytest.MonkeyPatch) -> None:
     """An op "double" whose fast implementation takes even numbers only."""
-    monkeypatch.delenv(env.IMPL.name, raising=False)
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
+    for switch in env.SWITCHES:
+        monkeypatch.delenv(switch.name, raising=False)
+    for table in ("_registry", "_contracts"):
+        monkeypatch.setattr(dispatch, table, dict(getattr(dispatch, table)))
     fast = Implementation(
         "cpp", lambda x: ("cpp", 2 * x), lambda x: None if x % 2 == 0 else f"{x} is odd; pass an even number"
     )
@@ -100,14 +122,31 @@ def test_a_recording_sees_other_threads() -> None:
 def test_explain_a_public_function_by_name() -> None:
     teachers = [[torch.ones(2, 3, dtype=torch.float8_e5m2)]]
     lines = wfkernels.explain("pack", teachers, LAYOUT)
-    assert lines == "rows_pack: reference; not cpp: it does not know torch.float8_e5m2; cast to float32 first"
+    assert lines.splitlines() == [
+        "rows_pack: reference; not cpp: it does not know torch.float8_e5m2; cast to float32 first",
+        "switches: WFKERNELS_IMPL=auto, WFKERNELS_CHECK=0",
+    ]
 
 
 def test_explain_a_callable_with_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "why_not", lambda part: "not built")
     teacher = torch.ones(2, 3, requires_grad=True)
     lines = wfkernels.explain(lambda: wfkernels.pack([[teacher]], LAYOUT).sum().backward())
-    assert lines == "rows_pack: reference; not cpp: not built\nrows_pack_backward: reference"
+    assert lines.splitlines()[:-1] == ["rows_pack: reference; not cpp: not built", "rows_pack_backward: reference"]
+
+
+@pytest.mark.parametrize("name", functions())
+def test_explain_knows_every_public_function(name: str) -> None:
+    call, ops = CALLS[name]
+    lines = wfkernels.explain(name, **call()).splitlines()
+    assert [line.split(":")[0] for line in lines] == [*ops, "switches"]
+
+
+def test_explain_says_which_switches_are_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(env.IMPL.name, "reference")
+    monkeypatch.setenv(env.CHECK.name, "1")
+    lines = wfkernels.explain("pack", [[torch.ones(2, 3)]], LAYOUT).splitlines()
+    assert lines[-1] == "switches: WFKERNELS_IMPL=reference, WFKERNELS_CHECK=1"
 
 
 def test_explain_a_call_that_cannot_run() -> None:
@@ -119,6 +158,8 @@ def test_explain_a_call_that_cannot_run() -> None:
 def test_explain_does_not_hide_other_errors() -> None:
     with pytest.raises(ValueError, match="explain: op: expected one of attention, .* or a callable, got 'paint'"):
         wfkernels.explain("paint")
+    with pytest.raises(TypeError, match="explain: op: expected one of attention, .* or a callable, got int"):
+        wfkernels.explain(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pack: teachers: expected at least one teacher"):
         wfkernels.explain("pack", [], LAYOUT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def test_a_wrong_value_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> Non
         ValueError, match="WFKERNELS_IMPL='fastest': expected one of auto, reference, cpp, triton, cuda"
     ):
         env.IMPL.read()
+
+
+def test_a_switch_holds_a_value_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(env.IMPL.name, raising=False)
+    with env.IMPL.holding("reference"):
+        assert env.IMPL.read() == "reference"
+        with env.IMPL.holding("cpp"):
+            assert env.IMPL.read() == "cpp"
+        assert env.IMPL.read() == "reference"
+    assert env.IMPL.name not in os.environ
 
 
 def test_a_switch_without_choices_takes_any_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wfkernels import nn as nn
     from wfkernels.attention.api import attention
     from wfkernels.attention.bucket import BucketTable
+    from wfkernels.attention.sdpa import scaled_dot_product_attention
     from wfkernels.embedding.api import embedding
     from wfkernels.explain import explain
     from wfkernels.layout import RowLayout
@@ -37,6 +39,7 @@ __all__ = [
     "predict",
     "projection",
     "residual_norm",
+    "scaled_dot_product_attention",
     "unpack",
 ]
 
@@ -53,11 +56,17 @@ _HOMES = {
     "predict": "wfkernels.predict.api",
     "projection": "wfkernels.projection.api",
     "residual_norm": "wfkernels.residual_norm.api",
+    "scaled_dot_product_attention": "wfkernels.attention.sdpa",
     "unpack": "wfkernels.rows.api",
 }
 
+# Packages whose contents are public under their own name.
+_PACKAGES = ("integrations", "nn")
+
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"wfkernels.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'wfkernels' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -66,7 +75,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})
 
 
 class _Package(ModuleType):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from wfkernels import env
+from wfkernels import env, judge
+from wfkernels.judge import Contract
 
 log = logging.getLogger("wfkernels")
 
@@ -34,6 +35,7 @@ class Implementation:
 
 
 _registry: dict[str, tuple[Implementation, ...]] = {}
+_contracts: dict[str, Contract] = {}
 
 
 def always(*_: Any, **__: Any) -> None:
@@ -41,9 +43,13 @@ def always(*_: Any, **__: Any) -> None:
     return None
 
 
-def register(op: str, *implementations: Implementation) -> None:
-    """Declare the implementations of `op`, best first. The last one must run everywhere."""
+def register(op: str, *implementations: Implementation, contract: Contract | None = None) -> None:
+    """Declare the implementations of `op`, best first. The last one is the reference, which runs everywhere.
+
+    `contract`: what the judge of results should know about the op.
+    """
     _registry[op] = implementations
+    _contracts[op] = contract or Contract()
 
 
 def choose(op: str, impl: str, *args: Any) -> Implementation:
@@ -73,7 +79,23 @@ def choose(op: str, impl: str, *args: Any) -> Implementation:
             f"{op}: impl={wanted!r} cannot run here: {why or f'{op} has the implementations {known}'}"
         )
     log.debug("%s: %s (%s)", op, chosen.name, why or "first choice")
-    return chosen
+    for calls in _captures:
+        calls.append((op, args))
+    return _checked(op, chosen, args) if env.CHECK.read() == "1" else chosen
+
+
+def _checked(op: str, chosen: Implementation, args: tuple[Any, ...]) -> Implementation:
+    """Check values now, and have results compared with those of the reference when the implementation runs."""
+    contract, reference = _contracts[op], _registry[op][-1]
+    if contract.values is not None:
+        contract.values(*args)
+    if chosen is reference:
+        return chosen
+
+    def run(*args: Any) -> Any:
+        return judge.check(op, chosen.name, contract, chosen.run, reference.run, args)
+
+    return replace(chosen, run=run)
 
 
 def verdicts(op: str, *args: Any) -> dict[str, str | None]:
@@ -84,6 +106,16 @@ def verdicts(op: str, *args: Any) -> dict[str, str | None]:
 def ops() -> tuple[str, ...]:
     """Return the names of all ops registered so far."""
     return tuple(_registry)
+
+
+def implementations(op: str) -> tuple[Implementation, ...]:
+    """Return the implementations of `op`, best first, the reference last."""
+    return _registry[op]
+
+
+def contract(op: str) -> Contract:
+    """Return what the judge of results knows about `op`."""
+    return _contracts[op]
 
 
 @dataclass(frozen=True)
@@ -100,6 +132,7 @@ class Choice:
 
 
 _recordings: list[list[Choice]] = []
+_captures: list[list[tuple[str, tuple[Any, ...]]]] = []
 
 
 @contextmanager
@@ -111,6 +144,17 @@ def recording() -> Iterator[list[Choice]]:
         yield choices
     finally:
         _recordings[:] = [other for other in _recordings if other is not choices]
+
+
+@contextmanager
+def capturing() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """Collect (op, arguments) of every call made inside the block, in whatever thread."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    _captures.append(calls)
+    try:
+        yield calls
+    finally:
+        _captures[:] = [other for other in _captures if other is not calls]
 
 
 def _explain(op: str, wanted: str, chosen: Implementation | None, args: tuple[Any, ...]) -> Choice:

@@ -6,6 +6,8 @@ Switches are read when they are needed, never at import, so a test or a notebook
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda")
@@ -28,6 +30,19 @@ class Switch:
             raise ValueError(f"{self.name}={value!r}: expected one of {', '.join(self.choices)}")
         return value
 
+    @contextmanager
+    def holding(self, value: str) -> Iterator[None]:
+        """Let the switch hold a value inside the block, for the whole process."""
+        before = os.environ.get(self.name)
+        os.environ[self.name] = value
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[self.name]
+            else:
+                os.environ[self.name] = before
+
 
 IMPL = Switch(
     "WFKERNELS_IMPL",
@@ -35,9 +50,15 @@ IMPL = Switch(
     ("auto", *IMPLEMENTATIONS),
     'the implementation that impl="auto" means; a call that names one is not affected',
 )
+CHECK = Switch(
+    "WFKERNELS_CHECK",
+    "0",
+    ("0", "1"),
+    "1: check values on every device, and compare every kernel call with the reference; slow, for looking for a fault",
+)
 SKIP_CPP_BUILD = Switch("WFKERNELS_SKIP_CPP_BUILD", "0", ("0", "1"), "1: build no C++ extension", build=True)
 SKIP_CUDA_BUILD = Switch(
     "WFKERNELS_SKIP_CUDA_BUILD", "0", ("0", "1"), "1: build no CUDA extension, even where nvcc is found", build=True
 )
 
-SWITCHES = (IMPL, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)
+SWITCHES = (IMPL, CHECK, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 
 import torch
 from torch import Tensor
@@ -84,10 +85,17 @@ class RowLayout:
     """The rows of one architecture. `tied` maps a parameter's further names to the name that holds the data.
 
     Hashable and comparable: two networks fit together exactly when their layouts are equal.
+
+    Raises TypeError where a field has the wrong type, ValueError where parameters do not lie side by side, their shapes
+    do not have the layer's rows, two have one name, or a tie leads nowhere.
     """
 
     layers: tuple[Layer, ...]
     tied: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_layers(self.layers)
+        _check_names(self)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -124,22 +132,30 @@ class RowLayout:
 
     def select(self, indices: Sequence[int]) -> RowLayout:
         """Return the layout of some of the layers only (ties dropped)."""
+        if not isinstance(indices, (list, tuple, range)):
+            raise TypeError(f"select: indices: expected a list or tuple of integers, got {type(indices).__name__}")
+        for i in indices:
+            if isinstance(i, bool) or not isinstance(i, int):
+                raise TypeError(f"select: indices: expected integers, got {type(i).__name__}")
+            if not 0 <= i < len(self.layers):
+                raise ValueError(f"select: indices: expected some from 0 to {len(self.layers) - 1}, got {i}")
         return RowLayout(tuple(self.layers[i] for i in indices))
 
     def row_blocks(self, rows: Tensor, copies: int) -> list[Tensor]:
         """Return each layer's block [copies * n_l, r_l] of a rows buffer [copies * row_numel], as views."""
+        if not _is_count(copies):
+            raise TypeError(f"row_blocks: copies: expected int, got {type(copies).__name__}")
+        _check_buffer("row_blocks", "rows", rows, copies * self.row_numel)
         return row_blocks(rows, self.rows, self.widths, copies)
 
     def column_blocks(self, columns: Tensor) -> list[Tensor]:
         """Return each layer's slice [r_l] of a column buffer [column_numel], as views."""
+        _check_buffer("column_blocks", "columns", columns, self.column_numel)
         return column_blocks(columns, self.widths)
 
     def tokens(self, teachers: Sequence[int], cross: int = 0) -> TokenLayout:
         """Return the ragged token batch of groups with teachers[g] teachers each and `cross` tokens per layer."""
-        if not teachers or min(teachers) < 1:
-            raise ValueError(f"tokens: teachers: expected at least one teacher in every group, got {list(teachers)}")
-        if cross < 0:
-            raise ValueError(f"tokens: cross: expected zero or more tokens per layer, got {cross}")
+        _check_tokens("tokens", teachers, cross)
         return TokenLayout(self, tuple(teachers), cross)
 
 
@@ -153,6 +169,13 @@ class TokenLayout:
     layout: RowLayout
     teachers: tuple[int, ...]
     cross: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layout, RowLayout):
+            raise TypeError(f"TokenLayout: layout: expected a RowLayout, got {type(self.layout).__name__}")
+        if not isinstance(self.teachers, tuple):
+            raise TypeError(f"TokenLayout: teachers: expected a tuple, got {type(self.teachers).__name__}")
+        _check_tokens("TokenLayout", self.teachers, self.cross)
 
     @property
     def groups(self) -> int:
@@ -178,3 +201,108 @@ class TokenLayout:
     def offsets(self, device: torch.device | str = "cpu") -> Tensor:
         """Return `starts` as an int64 tensor [N+1]."""
         return torch.tensor(self.starts, device=device)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _check_tokens(op: str, teachers: Sequence[int], cross: int) -> None:
+    if not isinstance(teachers, (list, tuple)) or not all(map(_is_count, teachers)):
+        got = [type(t).__name__ for t in teachers] if isinstance(teachers, (list, tuple)) else type(teachers).__name__
+        raise TypeError(f"{op}: teachers: expected a list or tuple of integers, got {got}")
+    if not teachers or min(teachers) < 1:
+        raise ValueError(f"{op}: teachers: expected at least one teacher in every group, got {list(teachers)}")
+    if not _is_count(cross):
+        raise TypeError(f"{op}: cross: expected int, got {type(cross).__name__}")
+    if cross < 0:
+        raise ValueError(f"{op}: cross: expected zero or more tokens per layer, got {cross}")
+
+
+def _check_buffer(op: str, name: str, buffer: Tensor, numel: int) -> None:
+    if not isinstance(buffer, Tensor):
+        raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(buffer).__name__}")
+    if buffer.is_nested or buffer.layout != torch.strided:
+        raise TypeError(
+            f"{op}: {name}: expected a dense tensor, got {'a nested one' if buffer.is_nested else buffer.layout}"
+        )
+    if buffer.ndim != 1 or buffer.shape[0] != numel:
+        raise ValueError(f"{op}: {name}: expected shape [{numel}] for this layout, got {list(buffer.shape)}")
+
+
+def _check_layers(layers: tuple[Layer, ...]) -> None:
+    _instances("layers", layers, Layer)
+    for i, layer in enumerate(layers):
+        where = f"layers[{i}]"
+        _text(f"{where}.name", layer.name)
+        _text(f"{where}.kind", layer.kind)
+        _size(f"{where}.rows", layer.rows)
+        _instances(f"{where}.parameters", layer.parameters, Parameter)
+        if not layer.parameters:
+            raise ValueError(f"RowLayout: {where}.parameters: expected at least one parameter, got none")
+        end = 0
+        for k, parameter in enumerate(layer.parameters):
+            _check_parameter(f"{where}.parameters[{k}]", parameter, layer.rows, end)
+            end += parameter.width
+
+
+def _check_parameter(where: str, parameter: Parameter, rows: int, start: int) -> None:
+    """Raise unless a parameter has `rows` rows of its width and begins at column `start`."""
+    _text(f"{where}.name", parameter.name)
+    if not isinstance(parameter.shape, tuple):
+        raise TypeError(f"RowLayout: {where}.shape: expected a tuple, got {type(parameter.shape).__name__}")
+    for size in parameter.shape:
+        _size(f"{where}.shape", size)
+    _size(f"{where}.start", parameter.start)
+    _size(f"{where}.width", parameter.width)
+    if prod(parameter.shape) != rows * parameter.width:
+        raise ValueError(
+            f"RowLayout: {where}.shape: expected {rows} rows of {parameter.width} columns, got {list(parameter.shape)}"
+        )
+    if parameter.start != start:
+        raise ValueError(
+            f"RowLayout: {where}.start: expected {start}, where the columns before it end, got {parameter.start}"
+        )
+
+
+def _check_names(layout: RowLayout) -> None:
+    seen: set[str] = set()
+    for parameter in layout.parameters:
+        if parameter.name in seen:
+            raise ValueError(f"RowLayout: layers: expected every parameter once, got {parameter.name!r} twice")
+        seen.add(parameter.name)
+    holders = frozenset(seen)
+    _instances("tied", layout.tied, tuple)
+    for i, pair in enumerate(layout.tied):
+        if len(pair) != 2:
+            raise ValueError(
+                f"RowLayout: tied[{i}]: expected (name, name that holds the data), got {len(pair)} entries"
+            )
+    for name, holder in layout.tied:
+        _text("tied", name)
+        _text("tied", holder)
+        if holder not in holders:
+            raise ValueError(f"RowLayout: tied: expected {name!r} to name a parameter of the layers, got {holder!r}")
+        if name in seen:
+            raise ValueError(f"RowLayout: tied: expected a name of its own, got {name!r}, which stands for another one")
+        seen.add(name)
+
+
+def _instances(where: str, values: object, kind: type) -> None:
+    if not isinstance(values, tuple):
+        raise TypeError(f"RowLayout: {where}: expected a tuple of {kind.__name__}, got {type(values).__name__}")
+    for i, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise TypeError(f"RowLayout: {where}[{i}]: expected a {kind.__name__}, got {type(value).__name__}")
+
+
+def _text(where: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"RowLayout: {where}: expected str, got {type(value).__name__}")
+
+
+def _size(where: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"RowLayout: {where}: expected int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"RowLayout: {where}: expected zero or more, got {value}")

@@ -199,7 +199,7 @@ BAD: list[tuple[Change, type[Exception], str]] = [
         ValueError,
         "settings.positions: layer 2: expected a start from 0 to 4, because position",
     ),
-    (setting(dropout_p=1.5), ValueError, "dropout_p: expected a probability in [0, 1), got 1.5"),
+    (setting(dropout_p=1.5), ValueError, "settings.dropout_p: expected a probability in [0, 1), got 1.5"),
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wfkernels import autocast, check
-from wfkernels.attention import ops, validate
+from wfkernels.attention import nested, ops, validate
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.bucket import BucketTable
 
@@ -44,9 +44,9 @@ def attention(
 
 
 def attention(
-    query: Tensor,  # [..., H, Sq, D], or ragged [total_q, H, D]
-    key: Tensor,  # [..., Hk, Sk, D], or ragged [total_k, Hk, D]
-    value: Tensor,  # [..., Hk, Sk, Dv], or ragged [total_k, Hk, Dv]
+    query: Tensor,  # [..., H, Sq, D], ragged [total_q, H, D], or nested [N, j, H, D] or [N, H, j, D]
+    key: Tensor,  # [..., Hk, Sk, D], ragged [total_k, Hk, D], or nested
+    value: Tensor,  # [..., Hk, Sk, Dv], ragged [total_k, Hk, Dv], or nested
     *,
     bias: Tensor | BucketTable | None = None,  # broadcasts against [..., H, Sq, Sk], or ragged [H|1, M, M], or a table
     gate: Tensor | BucketTable | None = None,  # likewise
@@ -71,6 +71,9 @@ def attention(
     Dense: any leading dimensions, equal in query, key and value. Ragged (`offsets` given): sequence n is the tokens
     offsets[n] to offsets[n + 1]; sequences do not see each other and may be empty. H is a multiple of Hk: query head h
     reads key head h // (H // Hk).
+
+    Nested (torch.nested with layout torch.jagged) is ragged with the offsets of its own; tokens stand in whichever
+    dimension is jagged, and out and lse are nested like query.
 
     Args:
         query, key, value: one dtype, float64, float32, bfloat16 or float16; sums are float32 (float64 for float64).
@@ -100,14 +103,20 @@ def attention(
         impl: "auto" or the name of one implementation, which then runs or raises ImplementationError.
 
     Returns:
-        out [..., H, Sq, Dv] or [total_q, H, Dv], contiguous; with return_lse also lse [..., H, Sq] or [total_q, H] in
-        float32 (float64 for float64). A query that sees no open pair has out 0 and lse -inf, and gives no gradient.
+        out [..., H, Sq, Dv] or [total_q, H, Dv], contiguous, or nested; with return_lse also lse, the same without the
+        last dimension, in float32 (float64 for float64). A query that sees no open pair has out 0 and lse -inf, and
+        gives no gradient.
 
     Raises:
         TypeError: an argument has the wrong type. ValueError: shapes, dtypes or devices do not fit; or, checked only
-        for tensors on the CPU outside torch.compile, a value is out of range.
+        for tensors on the CPU outside torch.compile (anywhere under WFKERNELS_CHECK=1), a value is out of range.
     """
     op = validate.OP
+    outer = query
+    if nested.is_nested(query, key, value):
+        query, key, value, offsets, key_offsets, max_length = nested.ragged(
+            query, key, value, offsets, key_offsets, max_length, query_start
+        )
     tensors: dict[str, Tensor | None] = {"query": query, "key": key, "value": value}
     validate.floating(**tensors)
     terms = {"bias": bias, "gate": gate}
@@ -116,7 +125,8 @@ def attention(
     places = {"offsets": offsets, "key_offsets": key_offsets, "query_start": query_start}
     for name, place in places.items():
         validate.integers(name, place, OFFSETS)
-    validate.scalars(is_causal=is_causal, scale=scale, dropout_p=dropout_p, max_length=max_length, impl=impl)
+    validate.scalars(is_causal=is_causal, scale=scale, max_length=max_length, impl=impl)
+    check.flag(op, "return_lse", return_lse)
     seed = check.dropout(op, dropout_p, seed, query.device)
     check.same_device(op, **tensors, **places, seed=seed)
     check.same_dtype(op, query=query, key=key, value=value)
@@ -142,6 +152,8 @@ def attention(
         bias, gate, offsets, key_offsets, query_start, seed, max_length or 0, is_causal, scale, dropout_p, 0, impl
     )
     out, lse = ops.forward(query, key, value, arguments)
+    if outer.is_nested:
+        out, lse = nested.like(outer, out), nested.like(outer, lse)
     return (out, lse) if return_lse else out
 
 
@@ -163,7 +175,5 @@ def _tensors_of(name: str, term: Tensor | BucketTable | None) -> dict[str, Tenso
         validate.integers(f"{name}.{field}", getattr(term, field))
     if term.lookup is None:
         raise TypeError(f"{validate.OP}: {name}.lookup: expected a torch.Tensor, got None")
-    if not isinstance(term.diagonal_open, bool):
-        kind = type(term.diagonal_open).__name__
-        raise TypeError(f"{validate.OP}: {name}.diagonal_open: expected bool, got {kind}")
+    check.flag(validate.OP, f"{name}.diagonal_open", term.diagonal_open)
     return tensors

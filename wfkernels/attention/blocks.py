@@ -59,7 +59,9 @@ class Block:
             return integers
         count, length = self.batch[0], self.columns.numel()
         integers = integers[self.first_key : self.first_key + count * length].view(count, length)
-        return integers[:1] if count > 1 and bool((integers == integers[:1]).all()) else integers
+        # Meta tensors hold no values; sequences of equal lengths mostly agree.
+        alike = count > 1 and (integers.is_meta or bool((integers == integers[:1]).all()))
+        return integers[:1] if alike else integers
 
     def _view(self, tokens: Tensor, first: int, length: int) -> Tensor:
         tokens = tokens[first : first + self.batch[0] * length]

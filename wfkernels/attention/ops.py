@@ -6,15 +6,17 @@ functional; outputs are contiguous. `lse` and `grad_lse` are float32, float64 fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wfkernels import dispatch
-from wfkernels.attention import reference
+from wfkernels import autocast, dispatch
+from wfkernels.attention import reference, validate
 from wfkernels.attention.arguments import Arguments
+from wfkernels.attention.bucket import BucketTable
+from wfkernels.judge import Contract, named
 
 INPUTS = "Tensor query, Tensor key, Tensor value"
 TERM = (
@@ -34,8 +36,37 @@ BACKWARD = (
 # Where the inputs that may have a gradient stand among the inputs of attention_forward.
 DIFFERENTIABLE = (0, 1, 2, 3, 9)
 
-dispatch.register("attention", dispatch.Implementation("reference", reference.forward, dispatch.always))
-dispatch.register("attention_backward", dispatch.Implementation("reference", reference.backward, dispatch.always))
+
+def _values(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> None:
+    validate.values(query, key, Arguments.unflatten(rest))
+
+
+def _values_of_backward(grad_out: Any, grad_lse: Any, needs: Any, *inputs: Any) -> None:
+    query, key, value, _, _, *rest = inputs
+    _values(query, key, value, *rest)
+
+
+def _parts(*inputs: Any) -> Mapping[str, Mapping[str, Tensor]]:
+    """Open and closed gates have gradients of different size."""
+    term, need = Arguments.unflatten(inputs[8:]).gate, inputs[2][4]
+    if term is None or not need:
+        return {}
+    gate = term.table if isinstance(term, BucketTable) else term
+    return {"dgate": {"open": gate != 0, "closed": gate == 0}}
+
+
+dispatch.register(
+    "attention",
+    dispatch.Implementation("reference", reference.forward, dispatch.always),
+    contract=Contract(named("out", "lse"), values=_values),
+)
+dispatch.register(
+    "attention_backward",
+    dispatch.Implementation("reference", reference.backward, dispatch.always),
+    contract=Contract(
+        named("dquery", "dkey", "dvalue", "dbias", "dgate"), gradient=True, values=_values_of_backward, parts=_parts
+    ),
+)
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -81,7 +112,7 @@ def attention_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
 
 def _run(op: str, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     # The caller's autocast is still on in here, and would turn the float32 products of a reference into half ones.
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    with autocast.off(inputs[0].device):
         result: tuple[Tensor, ...] = dispatch.choose(op, inputs[-1], *inputs).run(*inputs)
     return result
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from wfkernels import check
+from wfkernels import check, env
+from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.bucket import BucketTable
 
 OP = "attention"
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Rows are added to lengths in int64.
+MOST_ROWS = 2**62
 
 
 def readable(tensor: Tensor) -> bool:
-    """True for a CPU tensor that really holds values: not while compiling, exporting or in a fake mode."""
-    real = type(tensor) in (Tensor, torch.nn.Parameter)
-    return real and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """True for a CPU tensor that really holds values: not while compiling, exporting or in a fake mode.
+
+    Under WFKERNELS_CHECK=1 true on any device that holds values, although reading one waits for it.
+    """
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or (tensor.device.type != "meta" and env.CHECK.read() == "1")
 
 
 def floating(**tensors: Tensor | None) -> None:
@@ -25,6 +33,11 @@ def floating(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             raise TypeError(f"{OP}: {name}: expected a torch.Tensor, got None")
+        if name in ("bias", "gate") and isinstance(tensor, Tensor) and tensor.dtype == torch.bool:
+            raise TypeError(
+                f"{OP}: {name}: expected a floating-point tensor, got torch.bool; a mask of the pairs that are seen is"
+                " gate=mask.to(query.dtype)"
+            )
     check.floating(OP, **tensors)
 
 
@@ -37,22 +50,23 @@ def integers(name: str, tensor: Tensor | None, dtypes: tuple[torch.dtype, ...] =
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype) for dtype in dtypes)
         raise ValueError(f"{OP}: {name}: expected one of {names}, got {tensor.dtype}; cast it with .to()")
+    check.dense(OP, name, tensor)
     if tensor.ndim != 1:
         raise ValueError(f"{OP}: {name}: expected one dimension, got shape {list(tensor.shape)}")
 
 
-def scalars(*, is_causal: object, scale: object, dropout_p: object, max_length: object, impl: object) -> None:
-    """Raise TypeError unless numbers are numbers and names are names."""
-    number, size = (float, int, torch.SymInt, torch.SymFloat), (int, torch.SymInt)
-    for name, given, wanted in (
-        ("is_causal", is_causal, (bool,)),
-        ("scale", scale, (*number, type(None))),
-        ("dropout_p", dropout_p, number),
-        ("max_length", max_length, (*size, type(None))),
-        ("impl", impl, (str,)),
-    ):
-        if not isinstance(given, wanted):
-            raise TypeError(f"{OP}: {name}: expected {wanted[0].__name__}, got {type(given).__name__}")
+def scalars(*, is_causal: bool, scale: float | None, max_length: int | None, impl: str) -> None:
+    """Raise unless flags are flags, numbers are finite numbers and names are names."""
+    check.flag(OP, "is_causal", is_causal)
+    check.text(OP, "impl", impl)
+    if scale is not None:
+        check.number(OP, "scale", scale)
+    if max_length is not None:
+        check.integer(OP, "max_length", max_length)
+        # A traced length would be bounded by the comparison.
+        if not torch.compiler.is_compiling() and not 0 <= max_length < MOST_ROWS:
+            wanted = "at least 0" if max_length < 0 else f"less than {MOST_ROWS}"
+            raise ValueError(f"{OP}: max_length: expected {wanted}, got {max_length}")
 
 
 def heads(query: Tensor, key: Tensor, value: Tensor, ragged: bool) -> None:
@@ -66,10 +80,9 @@ def heads(query: Tensor, key: Tensor, value: Tensor, ragged: bool) -> None:
         if tensor.ndim < 3:
             raise ValueError(f"{OP}: {name}: expected [..., heads, tokens, width], got {list(tensor.shape)}")
     head, token = (1, 0) if ragged else (-3, -2)
-    if query.shape[head] < 1 or query.shape[-1] < 1 or key.shape[head] < 1:
-        raise ValueError(
-            f"{OP}: query, key: expected at least one head of width one, got {list(query.shape)}, {list(key.shape)}"
-        )
+    for name in ("query", "key", "value"):
+        if tensors[name].shape[head] < 1 or tensors[name].shape[-1] < 1:
+            raise ValueError(f"{OP}: {name}: expected at least one head of width one, got {list(tensors[name].shape)}")
     if query.shape[head] % key.shape[head]:
         raise ValueError(
             f"{OP}: query: expected a multiple of the {key.shape[head]} heads of key, got {query.shape[head]} heads"
@@ -135,17 +148,19 @@ def _needed_length(
                 f"{OP}: {name}: expected to start at 0, never to fall and to end at {tokens.shape[0]}, the number of"
                 f" tokens, got {values if len(values) <= 8 else [*values[:4], '...', *values[-3:]]}"
             )
-        sizes = given.diff()
-        if query_start is not None and name == "offsets":
-            sizes = sizes + _first_rows(query_start)
-        needed = max(needed, int(sizes.max()) if len(values) > 1 else 0)
+        first = [0] * len(values) if query_start is None or name == "key_offsets" else first_rows(query_start)
+        needed = max((needed, *(row + end - start for row, (start, end) in zip(first, pairwise(values), strict=False))))
     return needed
 
 
-def _first_rows(query_start: Tensor) -> Tensor:
-    if query_start.numel() and int(query_start.min()) < 0:
-        raise ValueError(f"{OP}: query_start: expected rows from 0 on, got {int(query_start.min())}")
-    return query_start
+def first_rows(query_start: Tensor) -> list[int]:
+    """Return the entries of query_start, after checking them."""
+    rows: list[int] = query_start.tolist()
+    for row in (min(rows, default=0), max(rows, default=0)):
+        if not 0 <= row < MOST_ROWS:
+            wanted = "from 0 on" if row < 0 else f"below {MOST_ROWS}"
+            raise ValueError(f"{OP}: query_start: expected rows {wanted}, got {row}")
+    return rows
 
 
 def dense_start(query: Tensor, query_start: Tensor | None) -> None:
@@ -158,7 +173,7 @@ def dense_start(query: Tensor, query_start: Tensor | None) -> None:
                 f" {list(query.shape[:-3])} flattened, got {list(query_start.shape)}"
             )
         if readable(query_start):
-            _first_rows(query_start)
+            first_rows(query_start)
 
 
 def dense_term(name: str, term: Tensor, query: Tensor, key: Tensor, max_length: int | None) -> None:
@@ -188,6 +203,22 @@ def _unit_interval(name: str, tensor: Tensor) -> None:
             raise ValueError(f"{OP}: {name}: expected values in [0, 1], got {low:g} to {high:g}; a bias may have any")
 
 
+def values(query: Tensor, key: Tensor, arguments: Arguments) -> None:
+    """Check once more all that depends on values, in a call whose arguments need not have come through the door."""
+    offsets, key_offsets, start = arguments.offsets, arguments.key_offsets, arguments.query_start
+    both, max_length = None, None
+    if offsets is not None:
+        both = (offsets, offsets if key_offsets is None else key_offsets)
+        max_length = lengths(query, key, offsets, key_offsets, start, arguments.max_length)
+    else:
+        dense_start(query, start)
+    for name, term in (("bias", arguments.bias), ("gate", arguments.gate)):
+        if isinstance(term, BucketTable):
+            bucket(name, term, query, key, both, start)
+        elif term is not None:
+            dense_term(name, term, query, key, max_length)
+
+
 def bucket(
     name: str,
     table: BucketTable,
@@ -200,7 +231,7 @@ def bucket(
     head_count = query.shape[-3 if offsets is None else 1]
     shape = table.table.shape
     segments = 1 if table.segment is None else 2
-    groups_fit = len(shape) == 5 and shape[1] == shape[2] and (table.group is not None or shape[1] == 1)
+    groups_fit = len(shape) == 5 and shape[1] == shape[2] > 0 and (table.group is not None or shape[1] == 1)
     if not groups_fit or shape[0] not in (1, head_count) or shape[3] != segments or shape[4] < 1:
         count = "G, G" if table.group is not None else "1, 1"
         raise ValueError(
@@ -242,8 +273,8 @@ def _per_token(
             raise ValueError(f"{OP}: {name}: expected [{key.shape[0]}] entries, one per key token, got [{count}]")
         if not all(readable(t) for t in (*offsets, query_start) if t is not None):
             return
-        sizes, key_sizes = (t.diff() for t in offsets)
-        last = sizes if query_start is None else sizes + query_start
+        sizes, key_sizes = (t.long().diff() for t in offsets)
+        last = sizes if query_start is None else sizes + query_start.long()
         if bool(((sizes > 0) & (last > key_sizes)).any()):
             raise ValueError(
                 f"{OP}: {name}: expected every query's row to be a row of the key side, got a sequence with more"
@@ -255,7 +286,7 @@ def _per_token(
         if count != max(rows, columns):
             raise ValueError(f"{OP}: {name}: expected [{max(rows, columns)}] entries, one per token, got [{count}]")
         return
-    if readable(query_start) and query_start.numel():
-        rows += int(query_start.max())
+    if readable(query_start):
+        rows += max(first_rows(query_start), default=0)
     if count < max(rows, columns):
         raise ValueError(f"{OP}: {name}: expected at least [{max(rows, columns)}] entries, one per row, got [{count}]")

@@ -73,14 +73,19 @@ def embedding(
     optional = {"teacher": teacher, "layer": layer, "cross": cross, "base": base}
     codes = {name: t for name, t in optional.items() if t is not None}
     buffers = {"rows": rows, "shift": shift, "scale": scale}
-    check.floating(op, **buffers, **parameters, **codes)
+    for name, tensor in {**buffers, **parameters, **codes}.items():
+        (check.stored if name in ("rows", "base") else check.floating)(op, **{name: tensor})
     check.same_device(op, **buffers, **parameters, **codes)
     check.same_dtype(op, **parameters, teacher=teacher, layer=layer, cross=cross)
     check.one_of(op, "activation", activation, ACTIVATIONS)
+    check.eps(op, "eps", eps)
+    check.text(op, "impl", impl)
 
     student, teachers = layout.layout, layout.teachers
     check.shape(op, "gamma", gamma, ("d",))
     d = gamma.shape[0]
+    if d == 0:
+        raise ValueError(f"{op}: gamma: expected shape [d] with d at least 1, got [0]")
     for i, w in enumerate(weights):
         check.shape(op, f"weights[{i}]", w, ("r", d))
     expected: dict[str, tuple[int | str, ...]] = {

@@ -12,10 +12,27 @@ from wfkernels import autocast
 from wfkernels.dispatch import Implementation, always, choose, register
 from wfkernels.embedding import reference
 from wfkernels.embedding.reference import Shape
+from wfkernels.judge import Contract, named
 from wfkernels.precision import accumulator
 
-register("embedding", Implementation("reference", reference.forward, always))
-register("embedding_backward", Implementation("reference", reference.backward, always))
+# What the backward returns first, in this order.
+_GRADIENTS = ["rows", "base", "shift", "scale", "biases", "position", "teacher", "layer", "cross", "gamma", "beta"]
+
+
+def _gradient_names(grad: Any, rows: Any, weights: Sequence[Tensor], *_: Any) -> list[str]:
+    return [f"d{name}" for name in (*_GRADIENTS, *(f"weights[{i}]" for i in range(len(weights))))]
+
+
+register(
+    "embedding",
+    Implementation("reference", reference.forward, always),
+    contract=Contract(named("tokens")),
+)
+register(
+    "embedding_backward",
+    Implementation("reference", reference.backward, always),
+    contract=Contract(_gradient_names, gradient=True),
+)
 
 _ARGUMENTS = (
     "Tensor rows, Tensor[] weights, Tensor biases, Tensor? base, Tensor shift, Tensor scale, Tensor position,"

@@ -55,15 +55,15 @@ def predict(
 
     Raises:
         TypeError: an argument has the wrong type. ValueError: a shape, a device or a setting does not fit, or, checked
-        only for tensors on the CPU outside torch.compile, the gate or its lookup is out of range. ImplementationError:
-        `impl` names one that cannot run this call.
+        only for tensors on the CPU outside torch.compile (anywhere under WFKERNELS_CHECK=1), the gate or its lookup is
+        out of range. ImplementationError: `impl` names one that cannot run this call.
 
     Under torch.compile the numbers of teachers may be symbolic: groups of other teachers compile nothing anew (those of
     one teacher each apart, whose last block computes every token). Another number of groups, layers or blocks is
     another program. torch.export (its default, not strict) traces the chain, and what it exports is differentiable.
     """
-    validate.arguments(rows, parameters, settings, layout, gate_lookup, return_cross)
-    seed = check.dropout(validate.OP, settings.dropout_p, seed, rows.device)
+    validate.arguments(rows, parameters, settings, layout, gate_lookup, return_cross, impl)
+    seed = check.dropout(validate.OP, settings.dropout_p, seed, rows.device, "settings.dropout_p")
     dtype = autocast.dtype(parameters.gamma)
     kept = KEPT if gate_lookup is None else (*KEPT, "gate")
     tensors = zip(parameters.names(), parameters.flatten(), strict=True)

@@ -85,3 +85,8 @@ def _kept(
     # Tensors made in inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
         return Indices(*build(rows, teachers, cross, anchor, keep_cross, device))
+
+
+def forget_indices() -> None:
+    """Drop the index tensors that eager calls keep."""
+    _kept.cache_clear()

@@ -8,7 +8,7 @@ from wfkernels import check
 from wfkernels.activation import ACTIVATIONS
 from wfkernels.attention.validate import INTEGERS, readable
 from wfkernels.layout import TokenLayout
-from wfkernels.predict.parameters import Block, Parameters, Settings, spread
+from wfkernels.predict.parameters import FIELDS, Block, Parameters, Settings
 from wfkernels.projection.api import needed, suits
 from wfkernels.projection.reference import OUTPUTS, READS
 
@@ -25,6 +25,9 @@ CHOICES = {
 # What an output may need beside the rows.
 OPTIONAL = ("base", "prior", "blend", "gate_weight", "gate_bias")
 REQUIRED = ("embedding_biases", "shift", "scale", "position", "gamma", "beta", "strength")
+LISTS = ("embedding_weights", "projection_weights", "projection_biases", "blocks")
+# What may be held in a dtype that nothing is computed with.
+STORED = ("rows", "base", "center", "built_on")
 
 
 def arguments(
@@ -34,17 +37,23 @@ def arguments(
     layout: TokenLayout,
     gate_lookup: Tensor | None,
     return_cross: bool,
+    impl: str,
 ) -> None:
     """Raise TypeError or ValueError naming the first argument that does not fit."""
     _types(parameters, settings, layout)
+    check.flag(OP, "return_cross", return_cross)
+    check.text(OP, "impl", impl)
     if gate_lookup is not None:
         _lookup(gate_lookup)
-    named = dict(zip(parameters.names(), spread(parameters.flatten()), strict=True))
-    present = {f"parameters.{name}": t for name, t in named.items() if t is not None or name in REQUIRED}
-    check.floating(OP, rows=rows, **present)
+    named = zip(parameters.names(), parameters.flatten(), strict=True)
+    present = {f"parameters.{name}": t for name, t in named if t is not None}
+    for name, tensor in {"rows": rows, **present}.items():
+        (check.stored if name.removeprefix("parameters.") in STORED else check.floating)(OP, **{name: tensor})
     check.same_device(OP, rows=rows, **present, gate_lookup=gate_lookup)
     for name, choices in CHOICES.items():
         check.one_of(OP, f"settings.{name}", getattr(settings, name), choices)
+    check.integer(OP, "settings.heads", settings.heads)
+    check.eps(OP, "settings.eps", settings.eps)
     needed(OP, {"rows": rows, **{name: getattr(parameters, name) for name in OPTIONAL}}, settings.output, "parameters.")
     suits(OP, "settings.read", settings.read, settings.output)
     d = _sizes(rows, parameters, layout)
@@ -64,11 +73,23 @@ def _types(parameters: Parameters, settings: Settings, layout: TokenLayout) -> N
         if not isinstance(given, wanted):
             raise TypeError(f"{OP}: {name}: expected wfkernels.{wanted.__name__}, got {type(given).__name__}")
     check.token_layout(OP, layout)
-    for name in ("embedding_weights", "projection_weights", "projection_biases", "blocks"):
-        check.sequence(OP, f"parameters.{name}", getattr(parameters, name))
-    for i, block in enumerate(parameters.blocks):
-        if not isinstance(block, Block):
-            raise TypeError(f"{OP}: parameters.blocks[{i}]: expected wfkernels.Block, got {type(block).__name__}")
+    for name in FIELDS:
+        value, label = getattr(parameters, name), f"parameters.{name}"
+        if name in LISTS:
+            check.sequence(OP, label, value)
+            for i, entry in enumerate(value):
+                _entry(f"{label}[{i}]", entry, Block if name == "blocks" else Tensor)
+        elif value is not None or name in REQUIRED:
+            _entry(label, value, Tensor)
+
+
+def _entry(label: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        wanted = "wfkernels.Block" if kind is Block else "a torch.Tensor"
+        raise TypeError(f"{OP}: {label}: expected {wanted}, got {type(value).__name__}")
+    if isinstance(value, Block):
+        for name, tensor in zip(Block._fields, value, strict=True):
+            _entry(f"{label}.{name}", tensor, Tensor)
 
 
 def _sizes(rows: Tensor, parameters: Parameters, layout: TokenLayout) -> int:
@@ -76,6 +97,8 @@ def _sizes(rows: Tensor, parameters: Parameters, layout: TokenLayout) -> int:
     student, layers = layout.layout, len(layout.layout.layers)
     check.shape(OP, "parameters.gamma", parameters.gamma, ("d",))
     d, groups = parameters.gamma.shape[0], len(parameters.embedding_weights)
+    if d == 0:
+        raise ValueError(f"{OP}: parameters.gamma: expected shape [d] with d at least 1, got [0]")
     for name in ("projection_weights", "projection_biases"):
         if len(getattr(parameters, name)) != groups:
             raise ValueError(
@@ -177,6 +200,7 @@ def _gate(gate: Tensor | None, lookup: Tensor | None, heads: int, layout: TokenL
 def _lookup(lookup: Tensor) -> None:
     if not isinstance(lookup, Tensor):
         raise TypeError(f"{OP}: gate_lookup: expected a torch.Tensor or None, got {type(lookup).__name__}")
+    check.dense(OP, "gate_lookup", lookup)
     if lookup.dtype not in INTEGERS:
         raise TypeError(f"{OP}: gate_lookup: expected an integer tensor, got {lookup.dtype}")
     if lookup.ndim != 1 or lookup.shape[0] % 2 == 0:

@@ -78,6 +78,7 @@ def projection(
     check.sequence(op, "biases", biases)
     check.one_of(op, "read", read, READS)
     check.one_of(op, "output", output, OUTPUTS)
+    check.text(op, "impl", impl)
     optional = {
         "rows": rows,
         "base": base,
@@ -94,7 +95,8 @@ def projection(
     }
     named = {"tokens": tokens, **lists, "strength": strength, "shift": shift, "scale": scale}
     named |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-    check.floating(op, **named)
+    for name, tensor in named.items():
+        (check.stored if name in ("rows", "base") else check.floating)(op, **{name: tensor})
     check.same_device(op, **named)
     check.same_dtype(op, tokens=tokens, **lists, gate_weight=gate_weight, gate_bias=gate_bias)
 

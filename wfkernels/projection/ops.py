@@ -11,13 +11,31 @@ from torch import Tensor
 
 from wfkernels import autocast
 from wfkernels.dispatch import Implementation, always, choose, register
+from wfkernels.judge import Contract, named
 from wfkernels.layout import aligned, starts
 from wfkernels.precision import accumulator
 from wfkernels.projection import reference
 from wfkernels.projection.reference import Shape
 
-register("projection", Implementation("reference", reference.forward, always))
-register("projection_backward", Implementation("reference", reference.backward, always))
+# What the backward returns first, in this order.
+_GRADIENTS = ["tokens", "strength", "prior", "blend", "gate_weight", "gate_bias", "shift", "scale", "rows", "base"]
+
+
+def _gradient_names(grad: Any, tokens: Any, weights: Sequence[Tensor], *_: Any) -> list[str]:
+    lists = [f"{name}[{i}]" for name in ("weights", "biases") for i in range(len(weights))]
+    return [f"d{name}" for name in (*_GRADIENTS, *lists)]
+
+
+register(
+    "projection",
+    Implementation("reference", reference.forward, always),
+    contract=Contract(named("students")),
+)
+register(
+    "projection_backward",
+    Implementation("reference", reference.backward, always),
+    contract=Contract(_gradient_names, gradient=True),
+)
 
 _ARGUMENTS = (
     "Tensor tokens, Tensor[] weights, Tensor[] biases, Tensor strength, Tensor shift, Tensor scale, Tensor? rows,"

@@ -49,6 +49,8 @@ def residual_norm(
     check.shape(op, "residual", residual, tuple(x.shape))
     check.shape(op, "weight", weight, (width,))
     check.shape(op, "bias", bias, (width,))
+    check.eps(op, "eps", eps)
+    check.text(op, "impl", impl)
     seed = check.dropout(op, dropout_p, seed, x.device)
     x, residual, weight, bias = (autocast.widen(t) for t in (x, residual, weight, bias))
     h, y, _, _ = ops.residual_norm(

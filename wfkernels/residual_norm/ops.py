@@ -12,11 +12,20 @@ import torch
 from torch import Tensor
 
 from wfkernels.dispatch import Implementation, always, choose, register
+from wfkernels.judge import Contract, named
 from wfkernels.precision import accumulator
 from wfkernels.residual_norm import reference
 
-register("residual_norm", Implementation("reference", reference.forward, always))
-register("residual_norm_backward", Implementation("reference", reference.backward, always))
+register(
+    "residual_norm",
+    Implementation("reference", reference.forward, always),
+    contract=Contract(named("h", "y", "mean", "rstd")),
+)
+register(
+    "residual_norm_backward",
+    Implementation("reference", reference.backward, always),
+    contract=Contract(named("dx", "dresidual", "dweight", "dbias"), gradient=True),
+)
 
 
 @torch.library.custom_op(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def pack(
     Args:
         teachers: for every teacher its tensors in the order of `layout.parameters`, with the shapes given there. Any
             real float dtypes, mixed at will, and any strides; all on one device.
-        dtype: of the buffer; None takes the one to which all the tensors' dtypes promote.
+        dtype: of the buffer; None takes the one to which all the tensors' dtypes promote (8-bit ones do not promote).
         impl: "auto" or the name of one implementation, which then runs or raises ImplementationError.
 
     Gradients: exact for every tensor that requires grad, in the tensor's own dtype. torch.autocast changes nothing.
@@ -39,8 +40,15 @@ def pack(
         teacher or nothing to pack, a count or shape does not fit the layout, or devices differ. Each names the first
         offending teacher and parameter.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"pack: dtype: expected a real floating-point dtype, got {dtype}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in check.STORED):
+        got = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+        raise TypeError(f"pack: dtype: expected a real floating-point dtype or None, got {got}")
+    check.text("pack", "impl", impl)
+    check.row_layout("pack", layout)
+    if not isinstance(teachers, (list, tuple)):
+        raise TypeError(
+            f"pack: teachers: expected a list or tuple, one entry per teacher, got {type(teachers).__name__}"
+        )
     if not teachers:
         raise ValueError("pack: teachers: expected at least one teacher, got none")
     if not layout.parameters:
@@ -50,9 +58,7 @@ def pack(
     tensors = [tensor for teacher in teachers for tensor in teacher]
     _check_device(tensors, layout)
     if dtype is None:
-        dtype = tensors[0].dtype
-        for tensor in tensors:
-            dtype = torch.promote_types(dtype, tensor.dtype)
+        dtype = _promoted(tensors)
     parameters = [len(layer.parameters) for layer in layout.layers]
     widths = [p.width for p in layout.parameters]
     buffer: Tensor = ops.rows_pack(tensors, list(layout.rows), parameters, widths, dtype, impl)
@@ -75,7 +81,8 @@ def unpack(
     Raises:
         TypeError: buffer is not a floating-point tensor. ValueError: its last dimension is not layout.numel.
     """
-    check.floating("unpack", buffer=buffer)
+    check.row_layout("unpack", layout)
+    check.stored("unpack", buffer=buffer)
     if buffer.ndim == 0 or buffer.shape[-1] != layout.numel:
         raise ValueError(
             f"unpack: buffer: expected shape [..., {layout.numel}] for this layout, got {list(buffer.shape)}"
@@ -95,6 +102,9 @@ def pack_student(state: Mapping[str, Tensor], layout: RowLayout) -> Tensor:  # [
     Plain PyTorch, hence differentiable; dtypes promote. Raises ValueError for a parameter that `state` lacks or has in
     another shape, TypeError for one that is not floating point.
     """
+    check.row_layout("pack_student", layout)
+    if not isinstance(state, Mapping):
+        raise TypeError(f"pack_student: state: expected a mapping from names to tensors, got {type(state).__name__}")
     pieces = []
     for parameter, size in zip(layout.parameters, layout.sizes, strict=True):
         if parameter.name not in state:
@@ -106,7 +116,21 @@ def pack_student(state: Mapping[str, Tensor], layout: RowLayout) -> Tensor:  # [
     return torch.cat(pieces)
 
 
+def _promoted(tensors: Sequence[Tensor]) -> torch.dtype:
+    dtypes = list(dict.fromkeys(t.dtype for t in tensors))
+    small = next((dtype for dtype in dtypes if dtype in check.FLOAT8), None)
+    if small is not None and len(dtypes) > 1:
+        names = ", ".join(map(str, dtypes))
+        raise ValueError(f"pack: dtype: expected one, because {small} promotes to no other dtype, got None for {names}")
+    return reduce(torch.promote_types, dtypes)
+
+
 def _check_teacher(index: int, teacher: Sequence[Tensor], layout: RowLayout) -> None:
+    if not isinstance(teacher, (list, tuple)):
+        raise TypeError(
+            f"pack: teachers[{index}]: expected a list or tuple of tensors in the order of layout.parameters, got"
+            f" {type(teacher).__name__}"
+        )
     if len(teacher) != len(layout.parameters):
         raise ValueError(
             f"pack: teachers[{index}]: expected {len(layout.parameters)} tensors, one per parameter of the layout, got"
@@ -114,9 +138,7 @@ def _check_teacher(index: int, teacher: Sequence[Tensor], layout: RowLayout) -> 
         )
     for tensor, parameter in zip(teacher, layout.parameters, strict=True):
         label = f"teachers[{index}] {parameter.name}"
-        check.floating("pack", **{label: tensor})
-        if tensor.layout != torch.strided:
-            raise TypeError(f"pack: {label}: expected a dense tensor, got {tensor.layout}; call .to_dense() first")
+        check.stored("pack", **{label: tensor})
         check.shape("pack", label, tensor, parameter.shape)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wfkernels import compiled
 from wfkernels.dispatch import Implementation, always, choose, register
+from wfkernels.judge import Contract, named
 from wfkernels.rows import reference
 
 _CPP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -60,8 +61,19 @@ register(
     "rows_pack",
     Implementation("cpp", _cpp, _cpp_why_not),
     Implementation("reference", reference.forward, always),
+    contract=Contract(named("rows"), exact=True),
 )
-register("rows_pack_backward", Implementation("reference", reference.backward, always))
+
+
+def _gradient_names(grad: Any, teachers: int, rows: Any, parameters: Any, widths: Sequence[int], *_: Any) -> list[str]:
+    return [f"dteachers[{t}][{i}]" for t in range(teachers) for i in range(len(widths))]
+
+
+register(
+    "rows_pack_backward",
+    Implementation("reference", reference.backward, always),
+    contract=Contract(_gradient_names, exact=True),
+)
 
 
 @torch.library.custom_op(
