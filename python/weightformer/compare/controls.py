@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from weightformer.model import State, StudentModel
+from weightformer.model import StudentModel
 from weightformer.rows import tensors
+from weightformer.state import State
 from wfkernels.layout import RowLayout
 
 

@@ -6,15 +6,10 @@ Prior matching ("pm") is a free step after any method, so every method is shown 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
-import torch
-from torch import Tensor
-
-from weightformer import domains, evaluate, regimes, rows
 from weightformer.baselines import Result, Setting
 from weightformer.baselines.average_ensemble import average_ensemble
 from weightformer.baselines.cross_entropy import cross_entropy
@@ -25,155 +20,39 @@ from weightformer.baselines.prior_matching import match_prior
 from weightformer.baselines.single import single
 from weightformer.baselines.task_arithmetic import task_arithmetic
 from weightformer.baselines.weight_mean import weight_mean
+from weightformer.compare import evidence
 from weightformer.compare.controls import ConstantStudent, MeanAndDelta, in_order
-from weightformer.compare.device import on
-from weightformer.compare.same_task import fitted
-from weightformer.compare.table import Comparison, Gate, Judged, Kind
-from weightformer.config import Config, preset
-from weightformer.domains import Domain, SpecialistData
-from weightformer.fit import Example, Recipe
-from weightformer.model import State, StudentModel, WeightFormer
+from weightformer.compare.evidence import Agreement, Evidence
+from weightformer.compare.specialists_bench import PROXY, Bench, Group, Plan
+from weightformer.compare.table import ONE_PASS, Comparison, Gate, Kind
+from weightformer.model import WeightFormer
 from weightformer.predictor import Predictor
 from weightformer.progress import bar
-from weightformer.rows import tensors
-from weightformer.teachers import Teacher, TeacherPool
-from wfkernels import pack
+from weightformer.settings import plain
+from weightformer.state import State
 
-PROXY = 100  # unlabelled images of a group's domain, ten of each class
+__all__ = ["Bench", "Group", "PROXY", "Plan", "run"]
 
-
-@dataclass(frozen=True)
-class Plan:
-    """One comparison of specialists: the pool, the model, and how long everything trains."""
-
-    title: str = "Specialists of one base, each group in an unseen domain, MNIST 14x14"
-    regime: regimes.Specialists = regimes.Specialists(train=160, test=32)
-    config: Config = preset("specialists")
-    recipe: Recipe = Recipe(steps=2400, learning_rate=2e-3, warmup=40, groups=3, noise=0.3)
-    delta: Recipe = Recipe(steps=300, learning_rate=2e-3, warmup=40, groups=3)
-    batch_size: int = 48
-    group: int = 3
-    tuning: int = 100
-    data: Callable[[], SpecialistData] = domains.mnist_specialists
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Held-out teachers of one domain with the data of that domain."""
-
-    teachers: tuple[Teacher, ...]
-    setting: Setting
-    labelled: Setting
-    proxy: Tensor  # [PROXY, C, H, W]
-    judged: Judged
-    order: Tensor  # [classes] an unseen order of the classes
-
-    @property
-    def states(self) -> list[State]:
-        return [teacher.state for teacher in self.teachers]
-
-    @property
-    def counts(self) -> Tensor:
-        return torch.tensor([teacher.class_counts for teacher in self.teachers])
-
-
-class Bench:
-    """The pool, the domains and what every method shares."""
-
-    def __init__(self, plan: Plan, seed: int, device: str, folder: Path | None) -> None:
-        self.plan, self.seed, self.device, self.folder = plan, seed, device, folder
-        data: SpecialistData = domains.mnist_specialists()
-        teachers = None if folder is None else folder / "teachers"
-        with bar("teachers") as tell:
-            pool = regimes.specialists(data, plan.regime, seed=seed, folder=teachers, device=device, progress=tell)
-        self.data, self.pool = on(data, device), on(pool, device)
-        assert self.pool.base is not None
-        self.base = self.pool.base
-        self.train = self.pool.select("train")
-        self.student = self.pool.create(0).to(device)
-        self.layout = rows.layout(self.student)
-        self.head = rows.head(self.layout, classes=self.data.classes)
-        self.base_rows = pack([tensors(self.base, self.layout)], self.layout)
-        self.generator = torch.Generator().manual_seed(seed + 1)
-        self.groups = self._groups(self.pool.select("test"))
-        self.validation = self._groups(self.pool.select("validation"))
-
-    def _groups(self, pool: TeacherPool) -> list[Group]:
-        return [self._group([pool.teachers[i] for i in chosen]) for chosen in pool.groups(self.plan.group)]
-
-    def _group(self, teachers: Sequence[Teacher]) -> Group:
-        domain = _domain(teachers[0])
-        seen = self.data.render(self.data.proxy[:PROXY], domain)
-        bank = seen.images[:, None]
-        setting = Setting(self.pool.create, seen.images, bank)
-        judged = Judged(self.data.render(self.data.test, domain), self.data.render(self.data.validation, domain))
-        order = torch.randperm(self.data.classes, generator=self.generator)
-        labelled = Setting(self.pool.create, seen.images, bank, seen.labels)
-        return Group(tuple(teachers), setting, labelled, seen.images, judged, order)
-
-    def example(self, generator: torch.Generator) -> Example:
-        """Draw teachers of one training domain and labelled images seen through it."""
-        chosen = self.train.sample(self.plan.group, generator)
-        teachers = [self.train.teachers[i] for i in chosen]
-        index = torch.randperm(len(self.data.private), generator=generator)[: self.plan.batch_size]
-        seen = self.data.render(self.data.private[index], _domain(teachers[0]))
-        return Example([teacher.state for teacher in teachers], seen.images, seen.labels, None)
-
-    def fitted(
-        self,
-        title: str,
-        model: StudentModel,
-        recipe: Recipe,
-        validate: Callable[[StudentModel], float] | None = None,
-    ) -> float:
-        recipe = recipe.but(seed=self.seed)
-        return fitted(title, model, self.pool, self.example, recipe, self.head, validate, self.folder)
-
-    def predicted(self, model: StudentModel, group: Group, tokens: Sequence[State] | None = None) -> dict[str, Tensor]:
-        """Return the student of a group in its unseen order of classes, put back; `tokens` replaces what is read."""
-
-        def shuffled(states: Sequence[State]) -> list[State]:
-            return [in_order(state, self.layout, self.head, group.order) for state in states]
-
-        own = shuffled(group.states)
-        if tokens is None:
-            state = model.predict(own)
-        else:
-            assert isinstance(model, WeightFormer)
-            state = model.predict(shuffled(tokens), built_on=own)
-        return in_order(state, self.layout, self.head, group.order.argsort())
-
-
-def _domain(teacher: Teacher) -> Domain:
-    assert teacher.domain is not None
-    return teacher.domain
+PAIRED = 8  # groups whose students are held against each other's ensembles: the time grows with the square
 
 
 def run(plan: Plan, seed: int, device: str = "cpu", folder: Path | None = None) -> tuple[Comparison, Predictor]:
     """Run the comparison of specialists; return the table and the fitted predictor."""
     bench = Bench(plan, seed, device, folder)
-    torch.manual_seed(seed)
-    model = WeightFormer(bench.layout, plan.config.but(head=bench.head), base=bench.base_rows).to(device)
-    model.set_statistics(bench.train.states, bench.head)
-
-    def validate(candidate: StudentModel) -> float:
-        scores = []
-        for group in bench.validation:
-            network = group.setting.network(bench.predicted(candidate, group))
-            seen = group.judged.validation
-            scores.append((evaluate.logits(network, seen.images).argmax(1) == seen.labels).float().mean().item())
-        return 100 * sum(scores) / len(scores)
-
-    seconds = bench.fitted("WeightFormer", model, plan.recipe, validate)
-    table = Comparison(plan.title, seed, len(bench.groups))
+    predictor, seconds = bench.fitted_predictor()
+    model = predictor.model
+    table = Comparison(plan.title, seed, len(bench.groups), about=_about(bench), settings=plain(plan))
     table.facts.append(("meta-training of the WeightFormer, shared by all groups", seconds, "s"))
     table.facts.append(("meta-training steps", plan.recipe.steps, "steps"))
-    table.facts.append(("accuracy of one pass on the validation domains", validate(model), "%"))
-    baselines(bench, table)
-    one_pass(bench, table, model)
+    if bench.validation:
+        table.facts.append(("accuracy of one pass on the validation domains", bench.validate(model), "%"))
+    references = baselines(bench, table)
+    predictions = one_pass(bench, table, model)
     controls(bench, table, model)
+    agreement = _kl(bench, table, predictions)
     _gates(table)
-    return table, Predictor(model, bench.pool.architecture, bench.pool.arguments)
+    table.evidence = _evidence(bench, model, references, predictions, agreement)
+    return table, predictor
 
 
 def _add(
@@ -183,11 +62,13 @@ def _add(
     judged = [group.judged for group in bench.groups]
     results = table.add(method, kind, judged, lambda g: make(bench.groups[g]), note=note)
     table.add(f"{method} + pm", kind, judged, lambda g: match_prior(results[g], bench.groups[g].proxy), note=note)
+    before, after = table.rows[-2:]
+    table.rows[-1] = replace(after, seconds=before.seconds + after.seconds)  # pm alone makes no network
     return results
 
 
-def baselines(bench: Bench, table: Comparison) -> None:
-    """Add everything that is published or obvious for fine-tunes of one base."""
+def baselines(bench: Bench, table: Comparison) -> dict[str, list[Result]]:
+    """Add everything that is published or obvious for fine-tunes of one base; return the results by method."""
     plan, judged = bench.plan, [group.judged for group in bench.groups]
 
     def singles(g: int) -> list[Result]:
@@ -230,20 +111,26 @@ def baselines(bench: Bench, table: Comparison) -> None:
                 f"{PROXY} labels of the group's domain",
             ),
         ]
+        found = {}
         for done, (name, make, note) in enumerate(methods, 1):
-            _add(bench, table, name, "baseline", make, note)
+            found[name] = _add(bench, table, name, "baseline", make, note)
             tell(done, len(methods))
+    return found
 
 
-def one_pass(bench: Bench, table: Comparison, model: WeightFormer) -> None:
+def one_pass(bench: Bench, table: Comparison, model: WeightFormer) -> list[Result]:
     """Add the prediction from unseen teachers of unseen domains, and the time it takes."""
-    name = "WeightFormer, one pass"
-    _add(bench, table, name, "weightformer", lambda g: g.setting.result(name, bench.predicted(model, g)))
+
+    def predict(group: Group) -> Result:
+        return group.setting.result(ONE_PASS, bench.predicted(model, group))
+
+    results = _add(bench, table, ONE_PASS, "weightformer", predict)
     start = time.perf_counter()
     for group in bench.groups:
         model.predict(group.states)
     milliseconds = 1000 * (time.perf_counter() - start) / len(bench.groups)
     table.facts.append(("one prediction, without running statistics", milliseconds, "ms"))
+    return results
 
 
 def controls(bench: Bench, table: Comparison, model: WeightFormer) -> None:
@@ -294,19 +181,69 @@ def controls(bench: Bench, table: Comparison, model: WeightFormer) -> None:
         return group.setting.result("untrained", state)
 
     _add(bench, table, "untrained networks as teachers", "control", untrained)
-    images = [group.judged.test.images for group in groups]
-    ensembles = [average_ensemble(g.states, g.setting) for g in groups]
-    students = [g.setting.result("wf", bench.predicted(model, g)) for g in groups]
+
+
+def _kl(bench: Bench, table: Comparison, predictions: list[Result]) -> Agreement:
+    """Measure how much closer a student is to its own ensemble than to those of other groups, in its own domain."""
+    groups = bench.groups[:PAIRED]
+    ensembles = [average_ensemble(group.states, group.setting) for group in groups]
     pairs = []
-    for i, student in enumerate(students):
-        seen = student.logits(images[i])
-        pairs += [(i == j, evaluate.kl(ensemble.logits(images[i]), seen)) for j, ensemble in enumerate(ensembles)]
-    table.facts.append(("KL to the own ensemble", fmean(kl for own, kl in pairs if own), "nats"))
-    table.facts.append(("KL to other groups' ensembles", fmean(kl for own, kl in pairs if not own), "nats"))
+    for group, student in zip(groups, predictions, strict=False):
+        images = group.judged.test.images
+        seen = student.logits(images)
+        pairs.append([(ensemble.logits(images), seen) for ensemble in ensembles])
+    found = evidence.agreement(pairs)
+    table.facts += found.facts
+    return found
+
+
+def _about(bench: Bench) -> str:
+    """Say in sentences what is compared."""
+    plan, test = bench.plan, bench.groups[0].judged
+    return (
+        f"{len(bench.pool)} teachers of one architecture ({bench.pool.architecture}) were fine-tuned from one base, on"
+        " private images of which some classes have few and others many. Teachers of a group share a domain: a way of"
+        f" showing the images that no other group has. A WeightFormer was fitted on {len(bench.train)} of them. Every"
+        f" method is judged on {len(bench.groups)} groups of {plan.group} teachers in unseen domains: it is given a"
+        ' group\'s teachers and returns one network, or keeps all of them. "+ pm" is prior matching: one bias a class,'
+        f" fitted on {PROXY} unlabelled images of the domain. Test images: {len(test.test)}; the temperature is fitted"
+        f" on {len(test.validation)} others."
+    )
+
+
+def _evidence(
+    bench: Bench,
+    model: WeightFormer,
+    references: dict[str, list[Result]],
+    predictions: list[Result],
+    agreement: Agreement,
+) -> Evidence:
+    """Return what the report's pictures show, of the first group."""
+    group = bench.groups[0]
+    networks: dict[str, State] = {f"teacher {i}": state for i, state in enumerate(group.states, 1)}
+    chosen = {
+        "teachers' mean": references["weight mean"],
+        "distilled student": references[f"weight mean + distillation {bench.plan.tuning}"],
+        "predicted student": predictions,
+    }
+    for name, results in chosen.items():
+        state = results[0].state
+        assert state is not None, f"{name} is not one network"
+        networks[name] = state
+    return evidence.collect(
+        model,
+        bench.student,
+        group.judged.test.images,
+        teachers=group.states,
+        networks=networks,
+        agreement=agreement,
+        gated=(ONE_PASS, model),
+        base=bench.base,
+    )
 
 
 def _gates(table: Comparison) -> None:
-    one, ensemble = table.row("WeightFormer, one pass"), table.row("ensemble")
+    one, ensemble = table.row(ONE_PASS), table.row("ensemble")
     mean, swapped = table.row("weight mean").accuracy, table.row("tokens of another group").accuracy
     table.gates += [
         Gate("one pass, over the ensemble", one.accuracy - ensemble.accuracy, 2.0),

@@ -1,12 +1,8 @@
-"""What a comparison prints, and the JSON file it writes."""
+"""What a comparison prints."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 from rich import box
@@ -14,7 +10,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import wfkernels
 from weightformer.compare.table import Comparison, Gate, Row
 
 WIDTH = 172
@@ -50,11 +45,11 @@ def _groups(comparison: Comparison) -> str:
 
 def _cells(row: Row) -> list[str]:
     mean, std = row.summary.mean, row.summary.std
-    spread = "" if math.isnan(std.accuracy) else f" ±{std.accuracy:5.2f}"
+    one = math.isnan(std.accuracy)  # a single group has no spread
     return [
         row.method,
-        f"{mean.accuracy:.2f}{spread}",
-        f"{mean.nll:.3f} ±{std.nll:.3f}",
+        f"{mean.accuracy:.2f}" if one else f"{mean.accuracy:.2f} ±{std.accuracy:5.2f}",
+        f"{mean.nll:.3f}" if one else f"{mean.nll:.3f} ±{std.nll:.3f}",
         f"{mean.brier:.3f}",
         f"{mean.ece:.2f}",
         f"{mean.scaled_nll:.3f}",
@@ -80,17 +75,3 @@ def console() -> Console:
     """Return a console for results, wide enough that no row of a table is cut."""
     found = Console()
     return found if found.width >= WIDTH else Console(width=WIDTH)
-
-
-def write_json(comparison: Comparison, path: str | os.PathLike[str], seconds: float) -> None:
-    """Write everything measured, with the versions it was measured with: the whole file, or none."""
-    path = Path(path)
-    content = {
-        **comparison.as_dict(),
-        "total_seconds": seconds,
-        "versions": {"wfkernels": wfkernels.__version__, "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-    }
-    with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(file.name, path)
