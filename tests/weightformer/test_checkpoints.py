@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from weightformer.checkpoints import CheckpointError, check_teachers, load, metadata, save
 from weightformer.rows import layout
-
-State = dict[str, Tensor]
+from weightformer.state import State
 
 
 def network() -> nn.Sequential:
@@ -107,7 +106,13 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert refusal(tmp_path, lambda: load(tmp_path)) == "is not a file; name the weight file itself"
+    assert refusal(tmp_path, lambda: load(tmp_path)).startswith("is a folder without model.safetensors, ")
+    assert refusal(tmp_path, lambda: metadata(tmp_path)).startswith("is a folder without model.safetensors, ")
+
+
+def test_neither_file_nor_folder() -> None:
+    path = Path("/dev/null")
+    assert refusal(path, lambda: load(path)) == "is not a file; name the weight file itself"
 
 
 def test_name_that_no_file_can_have(tmp_path: Path) -> None:
@@ -281,8 +286,8 @@ def changed(name: str, **change: Any) -> Callable[[State], State]:
 
 
 FAULTS: list[tuple[Callable[[State], State], str]] = [
-    (without("0.bias", "3.bias"), "another architecture (missing '0.bias' and 1 more)"),
-    (lambda _: {"x": torch.ones(2)}, "another architecture (missing '0.weight' and "),
+    (without("0.bias", "3.bias"), "another architecture (missing '0.bias', '3.bias')"),
+    (lambda _: {"x": torch.ones(2)}, "another architecture (missing '0.weight', '0.bias', '1.weight' and "),
     (changed("0.weight", shape=(4, 9)), "'0.weight' has shape (4, 9), expected (4, 1, 3, 3)"),
     (changed("3.bias", dtype=torch.int8), "'3.bias' is torch.int8, expected floating point"),
     (changed("3.weight", value=torch.nan), "'3.weight' holds NaN"),
@@ -292,8 +297,9 @@ FAULTS: list[tuple[Callable[[State], State], str]] = [
 ]
 FAULTS_OF_BUFFERS: list[tuple[Callable[[State], State], str]] = [
     (without("1.running_mean"), "another architecture (missing '1.running_mean')"),
-    (changed("9.weight"), "another architecture (unexpected '9.weight')"),
-    (lambda state: {f"net.{n}": t for n, t in state.items()}, "unexpected 'net.0.weight' and 8 more)"),
+    (changed("9.weight"), "another architecture (unexpected '9.weight'); name the one they were trained with, or save"),
+    (lambda state: {f"net.{n}": t for n, t in state.items()}, "unexpected 'net.0.weight', 'net.0.bias', "),
+    (lambda state: {f"a.b.{n}": t for n, t in state.items()}, "its names stand behind 'a.b.': save the state dict of"),
     (changed("1.running_mean", shape=(2, 2)), "'1.running_mean' has shape (2, 2), expected (4,)"),
 ]
 
