@@ -1,4 +1,4 @@
-# make demo   train the pool, fit, predict, compare: the main job on data that the packages ship
+# make demo   train the pool, fit, predict, compare: the main job on data that the packages ship; goes on if interrupted
 # make test   lint, types and every test
 # make lint   lint and types only
 # make clean  remove everything that make made
@@ -14,7 +14,7 @@ SOURCES := pyproject.toml setup.py constraints.txt wfkernels/env.py $(shell find
 .PHONY: demo test lint setup clean
 
 demo: setup
-	$(BIN)/weightformer demo
+	$(BIN)/weightformer demo --output runs/demo --resume --force
 
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --cov=wfkernels --cov=weightformer --cov-report=term:skip-covered --cov-fail-under=90

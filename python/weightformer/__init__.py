@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from weightformer.predictor import Predictor
 
 _NEEDED = (
+    "huggingface_hub",
+    "jinja2",
+    "matplotlib",
     "mlxtend",
     "numpy",
+    "pydantic",
     "rich",
     "safetensors",
     "scipy",
@@ -20,6 +24,7 @@ _NEEDED = (
     "torchmetrics",
     "torchvision",
     "typer",
+    "yaml",
 )
 
 if _missing := [name for name in _NEEDED if find_spec(name) is None]:

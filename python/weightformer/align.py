@@ -27,7 +27,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from weightformer.evaluate import State, evaluating, recalibrate
+from weightformer.evaluate import evaluating, recalibrate
+from weightformer.state import State
 
 # A wider map is sampled at every third position: neighbours say nearly the same.
 DENSE_WIDTH, STRIDE = 7, 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightformer.data import Images, mnist_pixels
+from weightformer.source import Source, check_limit
 from weightformer.views import Jitter, affine, moved, shrink
 
 GRID = 4  # tiles per side
@@ -102,6 +103,20 @@ class SpecialistData:
                 raise ValueError("render: generator: expected a torch.Generator beside jitter, got None")
             pixels = moved(pixels, jitter, generator)
         return Images(self.standard(domain.apply(pixels)), images.labels)
+
+
+def load(source: Source) -> SpecialistData:
+    """Return the specialists' split of a data set; only mnist has one."""
+    if source.name != "mnist" or source.per_class is not None:
+        raise ValueError(
+            "data: name: expected mnist without per_class, because specialists have splits of their own, got"
+            f" {source.name}; use another regime for other data"
+        )
+    data = mnist_specialists() if source.size is None else mnist_specialists(size=source.size)
+    if source.limit is None:
+        return data
+    kept = slice(check_limit(source.limit))
+    return replace(data, validation=data.validation[kept], test=data.test[kept])
 
 
 def mnist_specialists(*, size: int = 14) -> SpecialistData:

@@ -9,6 +9,7 @@ Accuracy, agreement and ECE are in percent, NLL and KL in nats, Brier is the sum
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,8 +20,6 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-State = dict[str, Tensor]
 
 ECE_BINS = 15
 
@@ -191,7 +190,7 @@ def fit_temperature(prediction: Tensor, labels: Tensor) -> float:  # [n, C], [n]
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and standard deviation (ddof 1; NaN for a single one) of `count` groups' metrics."""
+    """Mean and standard deviation (ddof 1; NaN for a single one, or where one is NaN) of `count` groups' metrics."""
 
     mean: Metrics
     std: Metrics
@@ -203,7 +202,8 @@ def summarise(results: Sequence[Metrics]) -> Summary:
     if not results:
         raise ValueError("summarise: results: expected the metrics of at least one group, got none")
     columns = list(zip(*map(astuple, results), strict=True))
-    deviations = [statistics.stdev(c) if len(c) > 1 else float("nan") for c in columns]
+    known = [len(c) > 1 and all(map(math.isfinite, c)) for c in columns]
+    deviations = [statistics.stdev(c) if k else math.nan for c, k in zip(columns, known, strict=True)]
     return Summary(Metrics(*map(statistics.fmean, columns)), Metrics(*deviations), len(results))
 
 

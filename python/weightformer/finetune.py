@@ -16,7 +16,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from weightformer.evaluate import State, logits
+from weightformer.evaluate import logits
+from weightformer.state import State
 
 ALPHA = 0.7
 TEMPERATURE = 2.0

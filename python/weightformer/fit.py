@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from weightformer import bounds
 from weightformer.finetune import distillation_loss
-from weightformer.model import State, StudentModel
+from weightformer.model import StudentModel
+from weightformer.state import State
 
 
 class Example(NamedTuple):
@@ -61,20 +63,25 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("warmup", 0), ("groups", 1), ("validate_every", 0), ("checkpoint_every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"Recipe: {name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "clip", "noise", "sparsity", "shift", "prior_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Recipe: {name}: expected a finite number from 0, got {getattr(self, name)}")
+        whole = ("steps", "warmup", "validate_every", "checkpoint_every")
+        real = ("learning_rate", "weight_decay", "clip", "noise", "sparsity", "shift", "prior_rate", "alpha")
+        bounds.check(self, {**dict.fromkeys((*whole, *real), 0), "groups": 1})
+        if self.alpha > 1:
+            raise ValueError(f"Recipe: alpha: expected a share from 0 to 1, got {self.alpha}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"Recipe: temperature: expected a finite positive number, got {self.temperature}")
 
     def but(self, **changes: Any) -> Recipe:
         """Return this recipe with some settings changed."""
         return replace(self, **changes)
 
 
-class Diverged(RuntimeError):
-    """The loss or a gradient is not finite. The message names the step and, for a gradient, the parameter."""
+class Diverged(FloatingPointError):
+    """The loss or a gradient is not finite.
+
+    The message names the step, the layer (the first predicted weight or the first gradient that is not finite) and the
+    last good checkpoint.
+    """
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def fit(
             # Dropout, here and in the student, draws from the global generator; a resumed run must draw the same.
             torch.manual_seed((recipe.seed * recipe.steps + run.step) % 2**63)
             model.train()
-            run.descend(_step_loss(model, student, task, recipe, head, run.generator))
+            run.descend(*_step_loss(model, student, task, recipe, head, run.generator))
             done = run.step
             if validate is not None and (
                 done == recipe.steps or (recipe.validate_every and done % recipe.validate_every == 0)
@@ -170,7 +177,8 @@ def fit(
 
 def _step_loss(
     model: StudentModel, student: nn.Module, task: Task, recipe: Recipe, head: int, generator: torch.Generator
-) -> Tensor:
+) -> tuple[Tensor, list[State]]:
+    """Return the loss of one step and the predicted students."""
     examples = [task(generator) for _ in range(recipe.groups)]
     teachers = [len(example.teachers) for example in examples]
     rows = model.pack([example.teachers for example in examples])
@@ -182,14 +190,14 @@ def _step_loss(
         rows = add_noise(rows, model, sum(teachers), recipe.noise, generator)
     device = rows.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
-        losses = []
-        for weights, example, order in zip(model(rows, teachers), examples, orders, strict=True):
+        losses, predicted = [], model(rows, teachers)
+        for weights, example, order in zip(predicted, examples, orders, strict=True):
             scores = functional_call(student, weights, (example.images,))
             # Back to the order of the labels: score j belongs to class order[j].
             scores = scores[:, order.argsort().to(device)].float()
             losses.append(distillation_loss(scores, example.labels, example.targets, recipe.alpha, recipe.temperature))
         loss = torch.stack(losses).mean()
-        return loss + model.penalty(rows, teachers, recipe.sparsity, recipe.shift)
+        return loss + model.penalty(rows, teachers, recipe.sparsity, recipe.shift), predicted
 
 
 class _Run:
@@ -209,6 +217,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.history = History([], [])
         self.best: dict[str, Tensor] | None = None
+        self.saved: int | None = None  # step of the checkpoint
 
     def _rate(self, step: int) -> float:
         if step < self.recipe.warmup:
@@ -220,18 +229,20 @@ class _Run:
     def step(self) -> int:
         return len(self.history.losses)
 
-    def descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor, predicted: list[State]) -> None:
         value = loss.item()
         if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}; lower the learning rate or check the data")
+            bad = (name for student in predicted for name, t in student.items() if not t.isfinite().all())
+            name = next(bad, None)
+            where = "all predicted weights are finite" if name is None else f"the predicted {name} is not finite"
+            raise self._diverged(f"the loss is {value}, {where}")
         self.optimizer.zero_grad()
         loss.backward()
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         norm = get_total_norm(gradients.values())
         if not math.isfinite(norm.item()):
             bad = (name for name, gradient in gradients.items() if not gradient.isfinite().all())
-            what = f"the gradient of {next(bad, 'all parameters together')} is not finite"
-            raise self._diverged(f"{what}; lower the learning rate or check the data")
+            raise self._diverged(f"the gradient of {next(bad, 'all parameters together')} is not finite")
         clip_grads_with_norm_(self.model.parameters(), self.recipe.clip, norm)
         self.optimizer.step()
         self.schedule.step()
@@ -239,7 +250,10 @@ class _Run:
 
     def _diverged(self, reason: str) -> Diverged:
         self._restore_best()
-        return Diverged(f"fit: step {self.step + 1}: {reason}")
+        kept = "no checkpoint was kept"
+        if self.saved is not None:
+            kept = f"the last good checkpoint, of step {self.saved}, is {self.path}"
+        return Diverged(f"fit: step {self.step + 1}: {reason}; lower the learning rate or check the data; {kept}")
 
     def keep_if_best(self, score: float) -> None:
         earlier = [s for _, s in self.history.validations if not math.isnan(s)]
@@ -271,6 +285,7 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+        self.saved = self.step
 
     def resume(self) -> None:
         if self.path is None or not self.path.exists():
@@ -291,6 +306,7 @@ class _Run:
         self.history = History(state["losses"], state["validations"])
         self.schedule.last_epoch = self.step
         self.best = state["best"]
+        self.saved = self.step
 
     def _fits(self, saved: Mapping[str, Tensor]) -> bool:
         """Return whether `saved` has this model's parameters and, untouched by training, its buffers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from weightformer import rows as module_rows
 from weightformer.config import Config
 from weightformer.gates import Gate
 from weightformer.parts import Call
+from weightformer.pretrained import WEIGHTS, Contents, Pretrained, describe, restore
+from weightformer.state import State
 from wfkernels import Block, Parameters, Settings, pack, predict, unpack
 from wfkernels.layout import RowLayout
-
-State = Mapping[str, Tensor]
 
 
 def statistics(rows: Tensor, layout: RowLayout, copies: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ class StudentModel(nn.Module):
 
         Every tensor has the dtype and the device of the first teacher's; tied parameters stand under all of their
         names. Running statistics are those of the first teacher: re-estimate them with `evaluate.recalibrate`.
-        options: those of `forward`.
+        options: those of `forward`. Raises ValueError where a predicted weight overflows the first teacher's dtype.
         """
         training = self.training
         self.eval()
@@ -88,13 +88,15 @@ class StudentModel(nn.Module):
         first.update({parameter.name: tensor for parameter, tensor in own})
         first.update({alias: first[name] for alias, name in self.layout.tied})
         return {
-            name: student[name].to(tensor.device, tensor.dtype, copy=True) if name in student else tensor.clone()
+            name: _cast(name, student[name], tensor) if name in student else tensor.clone()
             for name, tensor in first.items()
         }
 
 
-class WeightFormer(StudentModel):
+class WeightFormer(StudentModel, Pretrained):
     """Predicts one student from T teachers; see Config for every form it takes.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` keep it in a folder or on the Hugging Face hub.
 
     Args:
         layout: the rows of the architecture, `weightformer.rows.layout(module)`.
@@ -132,7 +134,7 @@ class WeightFormer(StudentModel):
         self.layer = code(layers, d)
         self.cross = code(config.cross_tokens, d) if config.cross_tokens else None
         self.norm = nn.LayerNorm(d)
-        self.blocks = nn.ModuleList(_encoder_block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(encoder_block(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(d) if config.norm == "pre" else None
         self.gate = None if config.gate == "none" else Gate(config, max(layout.rows))
         self.outputs = nn.ModuleList(nn.Linear(d, w) for w in widths)
@@ -306,6 +308,13 @@ class WeightFormer(StudentModel):
         parts[head] = rows.mean(0).expand(rows.shape).flatten()
         return torch.cat(parts)
 
+    def contents(self) -> Contents:
+        return Contents(describe(self), {WEIGHTS: self.state_dict()})
+
+    @classmethod
+    def restored(cls, where: str, about: Mapping[str, Any], files: Mapping[str, State]) -> Self:
+        return restore(cls, about, files[WEIGHTS])
+
     def fast_parameters(self) -> list[nn.Parameter]:
         return [p for p in (self.prior, self.blend) if p is not None]
 
@@ -340,7 +349,18 @@ class WeightFormer(StudentModel):
         return total / count
 
 
-def _encoder_block(config: Config) -> nn.ModuleDict:
+def _cast(name: str, weight: Tensor, like: Tensor) -> Tensor:
+    """Return a copy of a predicted weight with the device and the dtype of `like`."""
+    cast = weight.to(like.device, like.dtype, copy=True)
+    # Back in the wider dtype, because not every float8 knows isfinite.
+    if weight.isfinite().all() and not cast.to(weight.dtype).isfinite().all():
+        raise ValueError(
+            f"predict: {name!r} is too large for {like.dtype}, the first teacher's dtype; give the teachers in float32"
+        )
+    return cast
+
+
+def encoder_block(config: Config) -> nn.ModuleDict:
     """Return the parameters of one block, named as in `wfkernels.Block`; the computation is `wfkernels.predict`'s."""
     d, hidden = config.width, config.feed_forward
     return nn.ModuleDict(

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from weightformer import workers
+from weightformer import students, workers
 from weightformer.data import Images
 from weightformer.domains import Domain
 from weightformer.progress import Progress
-from weightformer.teachers import Schedule, State, Teacher, TeacherPool
+from weightformer.state import State
+from weightformer.teachers import Schedule, Teacher, TeacherPool
 
 # Settings that say how many teachers there are, not how each is trained: a pool may grow.
 COUNTS = {
@@ -75,6 +76,7 @@ def train_pool(
     base: Callable[[], State] | None = None,
 ) -> TeacherPool:
     """Train the jobs that `run.folder` does not hold yet, in worker processes, and return the whole pool."""
+    students.create(run.architecture, **run.arguments, seed=0)  # refuses a wrong name before anything is written
     # Through JSON, as it will be read from a file: tuples become lists.
     configuration = json.loads(json.dumps({"seed": run.seed, "data": digest, "settings": asdict(settings)}))
     found = _found(run, configuration)

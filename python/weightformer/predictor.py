@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +15,28 @@ from torch import Tensor, nn
 from weightformer import checkpoints, evaluate, students
 from weightformer.align import Aligner
 from weightformer.checkpoints import CheckpointError
-from weightformer.config import Config
-from weightformer.model import State, WeightFormer
+from weightformer.model import WeightFormer
+from weightformer.pretrained import EXTRAS, WEIGHTS, Contents, Pretrained, check_finite, describe, naming, restore
 from weightformer.rows import layout
+from weightformer.state import State
 
-FORMAT, VERSION = "weightformer", "1"
+FORMAT = "weightformer"
 
 
 @dataclass(frozen=True, eq=False)
-class Predictor:
+class Predictor(Pretrained):
     """Teachers' state dicts in, one student's state dict out.
+
+    `save` and `load` keep it in one file; `save_pretrained`, `from_pretrained` and `push_to_hub` in a folder or on the
+    Hugging Face hub, from which WeightFormer.from_pretrained reads the model alone.
 
     model: the fitted WeightFormer. architecture, arguments: of `students.create`. calibration: images [n, C, H, W] on
     which the student's running statistics are re-estimated; None leaves the first teacher's. anchor, views: the
     canonical teacher and the images [n, C, H, W] by which teachers of independent seeds are aligned; None for teachers
     that share their initialisation.
     """
+
+    FILES: ClassVar[tuple[str, ...]] = (WEIGHTS, EXTRAS)
 
     model: WeightFormer
     architecture: str
@@ -74,48 +82,51 @@ class Predictor:
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file; see `checkpoints.save` for the errors."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.calibration is not None:
-            state["calibration"] = self.calibration
-        if self.anchor is not None and self.views is not None:
-            state["views"] = self.views
-            state.update({f"anchor.{name}": tensor for name, tensor in self.anchor.items()})
-        about = {
-            "version": VERSION,
-            "architecture": self.architecture,
-            "arguments": self.arguments,
-            "config": asdict(self.model.config),
-        }
+        about, files = self.contents()
+        state = {f"model.{name}": tensor for name, tensor in files[WEIGHTS].items()} | files.get(EXTRAS, {})
         checkpoints.save(state, path, overwrite=overwrite, metadata={FORMAT: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictor:
-        """Read a file that `save` wrote; CheckpointError says what is wrong with any other."""
-        about = checkpoints.metadata(path).get(FORMAT)
-        if about is None:
+        """Read a file that `save` or a folder that `save_pretrained` wrote; CheckpointError says what is wrong."""
+        if Path(path).is_dir():
+            return cls.from_pretrained(path)
+        text = checkpoints.metadata(path).get(FORMAT)
+        if text is None:
             raise CheckpointError(f"{path}: is no WeightFormer; give a file written by demo or compare --output")
         state = checkpoints.load(path)
-        try:
-            found = json.loads(about)
-            if found["version"] != VERSION:
-                raise ValueError(f"version {found['version']}, expected {VERSION}")
-            architecture, arguments, settings = found["architecture"], found["arguments"], found["config"]
-            unknown = set(settings) - {field.name for field in fields(Config)}
-            if unknown:
-                raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-            student = students.create(architecture, **arguments, seed=0)
-            model = WeightFormer(layout(student), Config(**settings), base=state.get("model.base"))
-            model.load_state_dict(_part(state, "model."))
-            anchor = _part(state, "anchor.")
-            if anchor:
-                checkpoints.check_teachers({"anchor": anchor}, student)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path}: is a WeightFormer of another version or damaged ({reason})") from error
-        wrong = next((n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
-        if wrong is not None:
-            raise CheckpointError(f"{path}: {wrong!r} holds NaN or Inf; fit the WeightFormer again")
-        return cls(model.eval(), architecture, arguments, state.get("calibration"), anchor or None, state.get("views"))
+        check_finite(path, state)
+        with naming(path):
+            extras = {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
+            return cls.restored(os.fspath(path), json.loads(text), {WEIGHTS: _part(state, "model."), EXTRAS: extras})
+
+    def contents(self) -> Contents:
+        extras = {} if self.calibration is None else {"calibration": self.calibration}
+        if self.anchor is not None and self.views is not None:
+            extras |= {"views": self.views, **{f"anchor.{name}": tensor for name, tensor in self.anchor.items()}}
+        about = describe(self.model) | {"architecture": self.architecture, "arguments": self.arguments}
+        return Contents(about, {WEIGHTS: self.model.state_dict()} | ({EXTRAS: extras} if extras else {}))
+
+    @classmethod
+    def restored(cls, where: str, about: Mapping[str, Any], files: Mapping[str, State]) -> Predictor:
+        if "layout" in about and "architecture" not in about:
+            raise CheckpointError(
+                f"{where}: is a WeightFormer without an architecture; read it with WeightFormer.from_pretrained"
+            )
+        architecture, arguments, extras = about["architecture"], about["arguments"], files.get(EXTRAS, {})
+        student = students.create(architecture, **arguments, seed=0)
+        expected = layout(student)
+        # Files of the first release have no layout beside the architecture.
+        model = restore(WeightFormer, {"layout": asdict(expected), **about}, files[WEIGHTS])
+        if model.layout != expected:
+            raise ValueError(
+                f"{architecture!r} has other weights here than those it was fitted for; install other versions of"
+                " torchvision and timm"
+            )
+        anchor = _part(extras, "anchor.")
+        if anchor:
+            checkpoints.check_teachers({f"{where}: anchor": anchor}, student)
+        return cls(model, architecture, arguments, extras.get("calibration"), anchor or None, extras.get("views"))
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -11,21 +11,24 @@ trained, and teachers found there are not trained again; a larger pool reuses a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightformer import students
+from weightformer import bounds, students
 from weightformer.data import Dataset
 from weightformer.domains import Kind, SpecialistData, Standard, draw
 from weightformer.pools import BASE, Job, Run, digest_of, seed_of, train_pool
 from weightformer.progress import Progress
-from weightformer.teachers import FAST, SLOW, Schedule, State, TeacherPool, batches, state_of, train
+from weightformer.state import State
+from weightformer.teachers import FAST, SLOW, Schedule, TeacherPool, batches, state_of, train
 from weightformer.views import Jitter, bank, moved
 
 
@@ -43,6 +46,11 @@ class Independent:
     views: int = 30
     jitter: Jitter = Jitter()
 
+    def __post_init__(self) -> None:
+        bounds.check(self, {"fast": 0, "slow": 0, "validation": 0, "test": 0, "views": 1})
+        if not self.fast + self.slow:
+            raise ValueError("Independent: fast, slow: expected at least one training teacher, got 0 of both")
+
 
 @dataclass(frozen=True)
 class SharedInitialisation:
@@ -56,6 +64,9 @@ class SharedInitialisation:
     private: int = 200
     views: int = 30
     jitter: Jitter = Jitter()
+
+    def __post_init__(self) -> None:
+        bounds.check(self, {"train": 1, "validation": 0, "test": 0, "private": 1, "views": 1})
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,27 @@ class Specialists:
     schedule: Schedule = Schedule(steps=200, lr=3e-3, batch_size=32)
     jitter: Jitter = Jitter(rotation=8.0, scale=0.06)
     views: int = 20
+
+    def __post_init__(self) -> None:
+        one = ("train", "teachers", "held_out_teachers", "private", "views")
+        bounds.check(self, {**dict.fromkeys(one, 1), "validation": 0, "test": 0})
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"Specialists: alpha: expected a finite positive number, got {self.alpha}")
+
+
+def train_teachers(
+    dataset: Dataset | SpecialistData, settings: Independent | SharedInitialisation | Specialists, **options: Any
+) -> TeacherPool:
+    """Train the pool that `settings` describe; options: see `independent`."""
+    if isinstance(settings, Specialists):
+        if not isinstance(dataset, SpecialistData):
+            raise TypeError("train_teachers: dataset: expected SpecialistData for specialists; see domains.load")
+        return specialists(dataset, settings, **options)
+    if isinstance(dataset, SpecialistData):
+        raise TypeError("train_teachers: dataset: expected a Dataset, because only specialists take SpecialistData")
+    if isinstance(settings, Independent):
+        return independent(dataset, settings, **options)
+    return shared_initialisation(dataset, settings, **options)
 
 
 def independent(

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightformer import checkpoints, students
+from weightformer import bounds, checkpoints, students
 from weightformer.domains import Domain
-
-State = dict[str, Tensor]
+from weightformer.state import State
 
 ROLES = ("train", "validation", "test")
 FORMAT, VERSION = "weightformer teacher pool", 1
@@ -31,6 +30,9 @@ class Schedule:
     lr: float
     batch_size: int = 64
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds.check(self, {"steps": 1, "lr": 0, "batch_size": 2, "weight_decay": 0})
 
 
 FAST = Schedule(steps=150, lr=3e-3)

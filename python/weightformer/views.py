@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from weightformer import bounds
 from weightformer.data import Images
 
 
@@ -19,6 +20,9 @@ class Jitter:
     scale: float = 0.05
     shift: float = 1.5 / 28  # of the image's side
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        bounds.check(self, {"rotation": 0, "scale": 0, "shift": 0})
 
 
 def bank(images: Images, views: int = 30, *, jitter: Jitter | None = None, seed: int = 0) -> Tensor:

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from weightformer.state import State
+
 Job = TypeVar("Job")
 
 # A worker needs two to three seconds to import torch; below this many jobs for each it is not worth starting.

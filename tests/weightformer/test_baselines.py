@@ -21,8 +21,8 @@ from weightformer.baselines.prior_matching import match_prior, prior_bias
 from weightformer.baselines.single import single
 from weightformer.baselines.task_arithmetic import task_arithmetic
 from weightformer.baselines.weight_mean import mean_state, weight_mean
-from weightformer.evaluate import State
 from weightformer.finetune import soft_targets
+from weightformer.state import State
 
 VGG = partial(students.create, "vgg", size=8)
 PARAMETERS = sum(p.numel() for p in VGG().parameters())

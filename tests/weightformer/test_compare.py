@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from weightformer import data, domains, regimes, report
+from weightformer import regimes, report
 from weightformer.baselines import Cost, Result
 from weightformer.compare import presets, same_task, specialists
 from weightformer.compare.device import on
@@ -20,42 +19,33 @@ from weightformer.compare.table import Comparison, Gate, Judged, Row
 from weightformer.data import Images
 from weightformer.evaluate import Metrics
 from weightformer.fit import Recipe
+from weightformer.source import Source
 from weightformer.teachers import Schedule
 
 BRIEF = Schedule(steps=2, lr=3e-3, batch_size=16)
 SHORT = Recipe(steps=2, warmup=1)
 
 
-def little() -> data.Dataset:
-    """MNIST with few images to judge by."""
-    whole = data.mnist()
-    return replace(whole, validation=whole.validation[:60], test=whole.test[:200])
+FEW = Source(limit=60)  # images to judge by
 
 
 def toy_demo() -> same_task.Plan:
     settings = regimes.Independent(fast=3, test=4, fast_schedule=BRIEF, held_out=BRIEF, views=2)
-    pool = partial(regimes.independent, settings=settings)
-    small = {"distillation": 2, "tuning": (2,), "views": 2, "data": little}
-    return replace(presets.DEMO, pool=pool, recipe=SHORT, sizes=(2, 3), **small)
+    small = {"distillation": 2, "tuning": (2,), "views": 2, "data": FEW}
+    return replace(presets.DEMO, regime=settings, recipe=SHORT, sizes=(2, 3), **small)
 
 
 def toy_shared() -> same_task.Plan:
     settings = regimes.SharedInitialisation(train=3, test=4, base=BRIEF, schedule=BRIEF, views=2)
-    pool = partial(regimes.shared_initialisation, settings=settings)
-    small = {"distillation": 2, "tuning": (2,), "views": 2, "data": little}
-    return replace(same_task.SHARED, pool=pool, recipe=SHORT, **small)
-
-
-def few() -> domains.SpecialistData:
-    whole = domains.mnist_specialists()
-    return replace(whole, validation=whole.validation[:60], test=whole.test[:200])
+    small = {"distillation": 2, "tuning": (2,), "views": 2, "data": FEW}
+    return replace(same_task.SHARED, regime=settings, recipe=SHORT, **small)
 
 
 def toy_specialists() -> specialists.Plan:
     regime = regimes.Specialists(
         train=1, validation=1, test=2, teachers=3, held_out_teachers=3, private=40, base=BRIEF, schedule=BRIEF, views=2
     )
-    return specialists.Plan(regime=regime, recipe=SHORT, delta=SHORT, tuning=2, data=few)
+    return specialists.Plan(regime=regime, recipe=SHORT, delta=SHORT, tuning=2, data=FEW)
 
 
 def numbers(table: Comparison) -> dict[str, object]:

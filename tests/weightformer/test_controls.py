@@ -10,7 +10,7 @@ from torch.func import functional_call
 from tests.weightformer.tiny import CLASSES, HEAD, HIDDEN, assert_same, images, layout, network, teachers
 from weightformer import rows
 from weightformer.compare.controls import ConstantStudent, MeanAndDelta, in_order, with_layer_of
-from weightformer.model import State
+from weightformer.state import State
 
 PARAMETERS = {name for name, _ in network().named_parameters()}
 ORDER = torch.tensor([2, 0, 1])

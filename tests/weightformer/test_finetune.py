@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from weightformer import students
-from weightformer.evaluate import State, logits, with_state
+from weightformer.evaluate import logits, with_state
 from weightformer.finetune import bank_logits, distillation_loss, finetune, soft_targets
+from weightformer.state import State
 
 GENERATOR = torch.Generator().manual_seed(0)
 TEACHERS = 3 * torch.randn(3, 8, 10, generator=GENERATOR, dtype=torch.float64)

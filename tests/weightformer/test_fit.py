@@ -194,7 +194,8 @@ def failing(step: int) -> Callable[[torch.Generator], Example]:
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_keeps_the_best() -> None:
     model, expected = small(), small()
-    with pytest.raises(Diverged, match="^fit: step 4: the loss is nan; lower the learning rate or check the data$"):
+    message = "the loss is nan, all predicted weights are finite; lower the learning rate or check the data"
+    with pytest.raises(Diverged, match=f"^fit: step 4: {message}; no checkpoint was kept$"):
         fitted(model, RECIPE.but(validate_every=2), failing(4), validate=norm_of)
     with pytest.raises(Interrupt):
         fitted(expected, progress=_stop_at(2))
@@ -208,6 +209,25 @@ def test_a_diverged_run_without_validation_keeps_the_parameters_before_the_step(
     with pytest.raises(Interrupt):
         fitted(expected, progress=_stop_at(3))
     assert same(model, expected)
+
+
+def test_the_layer_and_the_last_good_checkpoint_are_named(tmp_path: Path) -> None:
+    model, calls = small(), 0
+
+    def poison(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            model.strength.data[1] = math.nan
+
+    model.register_forward_pre_hook(poison)
+    name = model.layout.layers[1].parameters[0].name
+    path = tmp_path / "run.pt"
+    with pytest.raises(Diverged) as error:
+        fitted(model, RECIPE.but(checkpoint_every=1), checkpoint=path)
+    expected = f"fit: step 4: the loss is nan, the predicted {name} is not finite; lower the learning rate or check the"
+    assert str(error.value) == f"{expected} data; the last good checkpoint, of step 3, is {path}"
+    assert torch.load(path, weights_only=True)["losses"] and path.exists()
 
 
 def _stop_at(step: int) -> Callable[[int, int, float], None]:

@@ -28,7 +28,8 @@ from tests.weightformer.tiny import (
 )
 from weightformer import rows
 from weightformer.config import Config, preset
-from weightformer.model import State, StudentModel, WeightFormer, statistics
+from weightformer.model import StudentModel, WeightFormer, statistics
+from weightformer.state import State
 from weightformer.students import create
 from wfkernels import predict, unpack
 from wfkernels.layout import RowLayout

@@ -18,8 +18,9 @@ from weightformer import students as architectures
 from weightformer.align import Aligner
 from weightformer.checkpoints import CheckpointError
 from weightformer.config import preset
-from weightformer.model import State, WeightFormer
+from weightformer.model import WeightFormer
 from weightformer.predictor import Predictor
+from weightformer.state import State
 from wfkernels import pack
 
 ARGUMENTS = {"classes": 3, "size": 8}
@@ -215,7 +216,7 @@ CONFIG = {"width": 8, "heads": 2, "layers": 1}
 @pytest.mark.parametrize(
     ("about", "reason"),
     [
-        ({"config": {**CONFIG, "colour": 3, "age": 1}}, "unknown settings age, colour"),
+        ({"config": {**CONFIG, "colour": 3, "age": 1}}, "colour: there is no such setting"),
         ({"config": {**CONFIG, "heads": 3}}, "expected a divisor of width"),
         ({"config": {**CONFIG, "width": "8"}}, "another version or damaged"),
         ({"config": {**CONFIG, "width": 16}}, "another version or damaged"),

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from weightformer import progress, workers
-from weightformer.workers import State
+from weightformer.state import State
 
 
 def square(material: State, job: int) -> State:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from weightformer import rows
 from weightformer.config import Config
-from weightformer.model import State, WeightFormer
+from weightformer.model import WeightFormer
+from weightformer.state import State
 from wfkernels import pack
 from wfkernels.layout import RowLayout
 

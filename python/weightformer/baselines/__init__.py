@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightformer import evaluate
-from weightformer.evaluate import State
+from weightformer.state import State
 
 Teachers = Sequence[Mapping[str, Tensor]]
 

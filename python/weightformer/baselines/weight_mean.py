@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightformer.align import Aligner
 from weightformer.baselines import Result, Setting, Teachers
-from weightformer.evaluate import State
+from weightformer.state import State
 
 
 def mean_state(states: Teachers, weights: Sequence[float] | None = None) -> State:

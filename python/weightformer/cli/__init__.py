@@ -1,0 +1,65 @@
+"""The command line: teachers, fit, predict, finetune, evaluate, compare, demo, plan."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from weightformer.cli import compare, evaluate, finetune, fit, plan, predict, teachers
+from weightformer.cli.options import UserError
+
+app = typer.Typer(
+    name="weightformer",
+    help="Turn an ensemble of trained networks into one network by predicting its weights.\n\n"
+    "Begin with `weightformer demo`: the whole way on real data in a few minutes. With networks of your own: `fit` a"
+    " WeightFormer on them, `predict` a student for others, `evaluate` it.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(compare.demo)
+app.command()(compare.compare)
+app.command()(teachers.teachers)
+app.command()(fit.fit)
+app.command()(predict.predict)
+app.command()(finetune.finetune)
+app.command()(evaluate.evaluate)
+app.command()(plan.plan)
+
+# click's UsageError; typer may bring a copy of click that has no public name.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def main() -> None:
+    """Run the command line; whatever the user can put right ends in one line and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        command = getattr(error, "ctx", None)
+        path = "weightformer" if command is None else command.command_path
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error)
+            sys.exit(2)
+        _stop(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
+    except (UserError, ValueError) as error:
+        _stop(str(error))
+    except FloatingPointError as error:  # weightformer.fit.Diverged
+        _stop(str(error), code=1)
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}; see to it and run the command again")
+    except (KeyboardInterrupt, typer.Abort):
+        print(
+            "weightformer: interrupted; a run with --output goes on with the same command and --resume", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+def _stop(message: str, code: int = 2) -> None:
+    print(f"weightformer: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

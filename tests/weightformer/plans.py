@@ -1,0 +1,88 @@
+"""Real passes of predictions and the plans of them; run as a program, it compares their times and prints JSON.
+
+A program of its own, because a test process is large and busy, and because keeping memory (`allocator.settle`) cannot
+be undone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from itertools import product
+from statistics import median
+
+import torch
+
+from weightformer import costs, rows, students
+from weightformer.config import Config, preset
+from weightformer.model import WeightFormer
+from wfkernels import selftest
+
+CASES: dict[str, tuple[str, Config, list[int]]] = {
+    "the recipe": ("vgg", preset("recipe"), [3]),
+    "two groups, gated": ("resnet", preset("specialists").but(width=192), [2, 3]),
+    "the paper's form": ("vgg", preset("paper").but(width=256, layers=2, feed_forward=512), [3]),
+    "a bucketed gate": ("vgg", preset("paper").but(width=256, layers=2, feed_forward=512, gate="bucketed"), [2]),
+    "recurrent": ("mlp", preset("paper-small"), [2]),
+    "recomputed": ("resnet", preset("recipe").but(recompute="full", layers=4, width=128), [3]),
+    "a large student": ("resnet18", preset("recipe").but(width=128), [2]),
+}
+
+
+def real(case: str, training: bool) -> Callable[[], None]:
+    """Return the pass itself, on real tensors."""
+    architecture, config, teachers = CASES[case]
+    layout = rows.layout(students.create(architecture, seed=0))
+    base = torch.zeros(layout.row_numel) if config.output == "gated" else None
+    model = WeightFormer(layout, config, base=base).train(training)
+    buffer = 0.02 * torch.randn(layout.row_numel * sum(teachers))
+
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            predicted = model(buffer, teachers)
+        if training:
+            outputs = [tensor for student in predicted for tensor in student.values()]
+            torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
+            model.zero_grad()
+
+    return run
+
+
+def on_meta(case: str, training: bool) -> costs.OnMeta:
+    architecture, config, teachers = CASES[case]
+    return costs.OnMeta(rows.layout(students.create(architecture, seed=0)), config, teachers, training)
+
+
+def seconds_of(case: str, training: bool) -> float:
+    """Return the median time of a real pass."""
+    run = real(case, training)
+    run()
+    # The process's own time: other processes are busy on this machine while tests run.
+    found = []
+    for _ in range(7):
+        start = time.process_time()
+        run()
+        found.append(time.process_time() - start)
+    return median(found)
+
+
+def main() -> None:
+    """Print [case, training, ratios of real to expected time]; what is far off is measured again later."""
+    torch.set_num_threads(1)
+    rates = selftest.rates(clock=time.process_time)
+    expected, ratios = {}, {}
+    for case, training in product(CASES, (False, True)):
+        expected[case, training] = costs.seconds(on_meta(case, training).work(), rates, "reference") or 0.0
+        ratios[case, training] = [seconds_of(case, training) / expected[case, training]]
+    # A neighbour can halve the speed of a machine for seconds; a wrong estimate stays wrong.
+    for _ in range(3):
+        for one in ratios:
+            if abs(ratios[one][-1] - 1) > 0.25:
+                time.sleep(1)
+                ratios[one].append(seconds_of(*one) / expected[one])
+    print(json.dumps([[*one, found] for one, found in ratios.items()]))
+
+
+if __name__ == "__main__":
+    main()
