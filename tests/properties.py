@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from wfkernels import dispatch
 from wfkernels.judge import Contract, examine, named
+
+# What random calls are made in: float64 is held against the definition, the others against eager computation.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Leaves = dict[str, Tensor]
 Function = Callable[..., tuple[Tensor, ...]]
@@ -36,6 +40,10 @@ class Call:
 
     def but(self, leaves: Leaves) -> Call:
         return Call({**self.leaves, **leaves}, self.run, self.naive)
+
+    def by(self, impl: str) -> Call:
+        """The same call of a named implementation."""
+        return Call(self.leaves, partial(self.run, impl=impl), self.naive)
 
 
 def results(call: Call, function: Function | None = None, seed: int = 7) -> Leaves:
@@ -120,12 +128,19 @@ def takes_expanded_gradients(call: Call) -> None:
         torch.testing.assert_close(*sums, msg=lambda m, name=name: f"expanded {name}: {m}")
 
 
-def gives_only_gradients_asked_for(call: Call, most: int = 2) -> None:
-    """Every subset of up to `most` leaves, and of all but so many, gets the same gradients as all together."""
+def gives_only_gradients_asked_for(call: Call, most: int | None = 2, among: Sequence[str] = ()) -> None:
+    """Every subset of up to `most` leaves, and of all but so many, gets the same gradients as all together.
+
+    most: None for every subset there is. among: the leaves that subsets are taken of, by default all of them.
+    """
     whole = results(call)
-    names = list(call.leaves)
-    few = [set(chosen) for count in range(most + 1) for chosen in combinations(names, count)]
-    for chosen in few + [set(names) - other for other in few]:
+    names = among or list(call.leaves)
+    few = [
+        frozenset(chosen)
+        for count in range(len(names) if most is None else most + 1)
+        for chosen in combinations(names, count)
+    ]
+    for chosen in dict.fromkeys([*few, *(frozenset(names) - other for other in few)]):
         leaves = {n: t.detach().requires_grad_(n in chosen) for n, t in call.leaves.items()}
         part = call.but(leaves)
         if not chosen:
@@ -133,7 +148,7 @@ def gives_only_gradients_asked_for(call: Call, most: int = 2) -> None:
             continue
         found = results(part)
         assert_same(found, {n: t for n, t in whole.items() if n in found}, exact=True)
-        assert len(found) == len(chosen) + len(whole) - len(names)
+        assert len(found) == len(chosen) + len(whole) - len(call.leaves)
 
 
 def leaves_inputs_alone_and_repeats(call: Call) -> None:
@@ -161,7 +176,8 @@ def is_no_worse_than_eager(calls: Sequence[Call], dtype: torch.dtype) -> None:
             contract = Contract(named(*names), gradient=function is gradients_of)
             eager, ours = (partial(function, run, list(low.leaves)) for run in (call.naive, low.run))
             verdicts = examine(contract, eager, tensors, ours(*tensors))
-            assert not [str(verdict) for verdict in verdicts if verdict.share > 1]
+            wrong = [str(verdict) for verdict in verdicts if verdict.share > 1]
+            assert not wrong, "\n".join(wrong)
 
 
 def outputs_of(function: Function, names: Sequence[str], *tensors: Tensor) -> list[Tensor]:
@@ -175,6 +191,27 @@ def gradients_of(function: Function, names: Sequence[str], *tensors: Tensor) -> 
     with torch.enable_grad():
         outputs = outputs_of(function, names, *leaves)
     return list(torch.autograd.grad(outputs, leaves, tensors[len(names) :], materialize_grads=True))
+
+
+def sweep(
+    draw: Callable[[int], tuple[Any, torch.dtype]], build: Callable[[Any, int], Call], seed: int, impl: str
+) -> None:
+    """A random call is what the definition says. `draw` returns a case and the dtype to run it in, `build` the call."""
+    case, dtype = draw(seed)
+    torch.manual_seed(seed)
+    call = build(case, seed).by(impl)
+    try:
+        if dtype == torch.float64:
+            agrees_with_definition(call)
+        else:
+            is_no_worse_than_eager([call], dtype)
+    except dispatch.ImplementationError as error:
+        pytest.skip(str(error))
+    except Exception as error:
+        names = f"{draw.__name__}, {build.__name__}"
+        repro = f"from tests import properties; from {draw.__module__} import {names}"
+        line = f'python -c "{repro}; properties.sweep({names}, {seed}, {impl!r})"'
+        raise AssertionError(f"{case}, {dtype}\nrepeat with: {line}") from error
 
 
 def compiles_in_one_graph(call: Call, backend: str = "inductor") -> None:

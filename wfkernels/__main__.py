@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,22 @@ from wfkernels import env
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 1 where the self-test failed. Bad arguments exit with 2."""
+    """Run a command and return its exit code: 0, or 1 where the self-test failed. Bad arguments exit with 2.
+
+    Ends quietly where nobody reads on, as in `... info | head -1`, with the exit code of a process that SIGPIPE ended.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # here, where a closed pipe can be caught, and not when Python exits
+    except BrokenPipeError:
+        # What is still buffered goes nowhere; else Python would try once more when it exits, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

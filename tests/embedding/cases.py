@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from tests.properties import Call, Leaves
+from tests.properties import DTYPES, Call, Leaves
 from wfkernels import RowLayout, embedding
 from wfkernels.layout import Layer, Parameter, TokenLayout, starts
 
@@ -146,10 +147,44 @@ CASES = {
 }
 
 
-def call(case: Case) -> Call:
+def draw(seed: int) -> tuple[Case, torch.dtype]:
+    """A random case, and the dtype to run it in."""
+    pick = Random(seed)
+    dtype = pick.choice(DTYPES)
+    exact = dtype == torch.float64
+    layers = tuple(
+        (pick.choice((0, 1, 2, 3, 8, 17)), tuple(pick.choice((1, 3, 8)) for _ in range(pick.choice((1, 1, 2)))))
+        for _ in range(pick.choice((1, 2, 4)))
+    )
+    case = Case(
+        layers=layers,
+        teachers=tuple(pick.choice((1, 2, 4)) for _ in range(pick.choice((1, 2, 3)))),
+        cross=pick.choice((0, 0, 1, 3)),
+        # One number is its own mean: what remains of it and its gradients is rounding.
+        d=pick.choice((1, 3, 8, 17, 32) if exact else (3, 8, 17, 32)),
+        projections=shared_by_width([sum(widths) for _, widths in layers], pick) if pick.random() < 0.5 else None,
+        positions=tuple(pick.choice((0, 1, 5)) for _ in layers) if pick.random() < 0.5 else None,
+        base=pick.random() < 0.5,
+        teacher=pick.random() < 0.7,
+        layer=pick.random() < 0.7,
+        # A relu near 0 opens for one rounding and not for another.
+        activation=pick.choice(("none", "relu", "gelu") if exact else ("none", "gelu")),
+        eps=pick.choice((1e-5, 0.1)),
+    )
+    return case, dtype
+
+
+def shared_by_width(widths: Sequence[int], pick: Random) -> tuple[int, ...]:
+    """One projection group for each width, in random order: the group of every layer."""
+    known = sorted(set(widths))
+    pick.shuffle(known)
+    return tuple(known.index(width) for width in widths)
+
+
+def call(case: Case, seed: int | None = None) -> Call:
     layout = case.layout
     student, d = layout.layout, case.d
-    generator = torch.Generator().manual_seed(d)
+    generator = torch.Generator().manual_seed(d if seed is None else seed)
     order = case.projections or tuple(range(len(student.layers)))
     widths = [student.widths[order.index(g)] for g in range(max(order) + 1)]
 

@@ -41,6 +41,11 @@ def test_only_gradients_asked_for(case: Case) -> None:
     properties.gives_only_gradients_asked_for(call(case))
 
 
+def test_every_subset_of_requires_grad() -> None:
+    one_layer = Case(layers=((2, (3,)),), teachers=(1,), cross=1, d=2, base=True)
+    properties.gives_only_gradients_asked_for(call(one_layer), most=None)
+
+
 @CHOSEN
 def test_inputs_untouched_and_runs_repeat(case: Case) -> None:
     properties.leaves_inputs_alone_and_repeats(call(case))

@@ -39,13 +39,11 @@ def sequence_gate(p: Parameters, lookup: Tensor | None, c: int, teachers: int, n
         return None if p.gate is None else p.gate[:, :size, :size]
     reach = lookup.shape[0] // 2
     tokens = [(0, 0, k) for k in range(c)] + [(1, t, j) for t in range(1, teachers + 1) for j in range(n)]
-    entries = []
-    for i, (gi, si, pi) in enumerate(tokens):
-        for j, (gj, sj, pj) in enumerate(tokens):
-            bucket = int(lookup[max(-reach, min(reach, pi - pj)) + reach])
-            entry = p.gate[:, gi, gj, int(si == sj), bucket]
-            entries.append(torch.ones_like(entry) if i == j else entry)
-    return torch.stack(entries, dim=1).view(-1, size, size)
+    group, teacher, place = torch.tensor(tokens, dtype=torch.int64).view(size, 3).unbind(1)
+    same = (teacher[:, None] == teacher).long()
+    bucket = lookup[(place[:, None] - place).clamp(-reach, reach) + reach].long()
+    own = torch.eye(size, dtype=torch.bool)
+    return p.gate[:, group[:, None], group, same, bucket].masked_fill(own, 1.0)
 
 
 def heads_of(x: Tensor, heads: int) -> Tensor:
@@ -73,7 +71,8 @@ def attention(
         size = q.shape[1]
         score = q @ keys[i, g].mT / (d // s.heads) ** 0.5
         gate = sequence_gate(p, lookup, c, layout.teachers[g], layout.layout.layers[i].rows)
-        weight = (score - score.detach().amax(-1, keepdim=True)).exp()
+        highest = score.detach().amax(-1, keepdim=True) if size else 0.0  # torch knows no maximum of nothing
+        weight = (score - highest).exp()
         weight = weight if gate is None else gate * weight
         weight = weight / weight.sum(-1, keepdim=True)
         factors = dropout.factors(3 * b, i * groups + g, s.heads, torch.arange(size), size)

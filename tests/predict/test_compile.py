@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from tests import properties
 from tests.embedding.cases import row_layout
-from tests.predict.cases import CASES, Case, call, layout, tensors
+from tests.predict.cases import CASES, Case, call, tensors
 from wfkernels import Block, Parameters, Settings, predict
 from wfkernels.layout import TokenLayout
 from wfkernels.predict import ops
@@ -77,9 +77,7 @@ PLANS = {
 
 
 def plan_of(case: Case, return_cross: bool) -> Plan:
-    return Plan(
-        layout().select(range(case.layers)).tokens(case.teachers, case.cross), case.settings, return_cross, "auto"
-    )
+    return Plan(case.layout, case.settings, return_cross, "auto")
 
 
 @pytest.mark.parametrize("name", PLANS)

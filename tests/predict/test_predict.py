@@ -12,6 +12,7 @@ from tests import properties
 from tests.predict.cases import CASES, HEADS, SEED, Case, call, layout, tensors
 from tests.predict.naive import naive_predict
 from wfkernels import Settings, predict
+from wfkernels.predict.function import OF_ROWS
 
 CHOSEN = pytest.mark.parametrize("name", ["paper", "specialists", "dropout", "one layer"])
 
@@ -39,7 +40,16 @@ def test_inputs_untouched_and_runs_repeat(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bucketed", "specialists"])
 def test_only_gradients_asked_for(name: str) -> None:
+    # Some fifty leaves have too many subsets. But a gradient depends on who else asks only by the work that is skipped,
+    # of which the next test has every subset: so each alone and all but each will do here.
     properties.gives_only_gradients_asked_for(call(CASES[name]), most=1)
+
+
+def test_every_subset_of_what_work_is_skipped_for() -> None:
+    # A backward skips the pass over the rows unless one of these asks for it, and the sums of the gate's gradient.
+    case = Case(Settings(HEADS, "pre", read="mean", output="gated"), gate="bucketed", base=True, center=True)
+    small = replace(case, built_on=True, teachers=(2,), rows=(2, 1), blocks=1)
+    properties.gives_only_gradients_asked_for(call(small), most=None, among=["rows", "gate", *OF_ROWS])
 
 
 @pytest.mark.usefixtures("poisoned")

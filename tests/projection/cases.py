@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 
-from tests.embedding.cases import columns, normalised, one_network, row_layout, teacher_rows, weights_of
-from tests.properties import Call, Leaves
+from tests.embedding.cases import (
+    columns,
+    normalised,
+    one_network,
+    row_layout,
+    shared_by_width,
+    teacher_rows,
+    weights_of,
+)
+from tests.properties import DTYPES, Call, Leaves
 from wfkernels import projection
 from wfkernels.layout import TokenLayout
 from wfkernels.projection.api import NEEDS
+from wfkernels.projection.reference import OUTPUTS, READS
 
 
 def naive(
@@ -106,10 +116,31 @@ CASES = {
 }
 
 
-def call(case: Case) -> Call:
+def draw(seed: int) -> tuple[Case, torch.dtype]:
+    """A random case, and the dtype to run it in."""
+    pick = Random(seed)
+    layers = tuple(
+        (pick.choice((0, 1, 2, 3, 8, 17)), tuple(pick.choice((1, 3, 8)) for _ in range(pick.choice((1, 1, 2)))))
+        for _ in range(pick.choice((1, 2, 4)))
+    )
+    output = pick.choice(OUTPUTS)
+    case = Case(
+        output=output,
+        read="mean" if output == "gated" else pick.choice(READS),
+        layers=layers,
+        teachers=tuple(pick.choice((1, 2, 4)) for _ in range(pick.choice((1, 2, 3)))),
+        d=pick.choice((1, 3, 8, 17, 32)),
+        projections=shared_by_width([sum(widths) for _, widths in layers], pick) if pick.random() < 0.5 else None,
+        base=output == "gated" or pick.random() < 0.5,
+        rows=pick.random() < 0.3,
+    )
+    return case, pick.choice(DTYPES)
+
+
+def call(case: Case, seed: int | None = None) -> Call:
     layout, d = case.layout, case.d
     student = layout.layout
-    generator = torch.Generator().manual_seed(d)
+    generator = torch.Generator().manual_seed(d if seed is None else seed)
     order = case.projections or tuple(range(len(student.layers)))
     widths = [student.widths[order.index(g)] for g in range(max(order) + 1)]
     copies = sum(case.teachers) if case.read == "mean" else len(case.teachers)

@@ -42,6 +42,12 @@ def test_only_gradients_asked_for(case: Case) -> None:
     properties.gives_only_gradients_asked_for(call(case))
 
 
+@pytest.mark.parametrize("output", ["gated", "prior"])
+def test_every_subset_of_requires_grad(output: str) -> None:
+    one_layer = Case(output, "mean", layers=((2, (3,)),), teachers=(2,), d=2, base=True)
+    properties.gives_only_gradients_asked_for(call(one_layer), most=None)
+
+
 @CHOSEN
 def test_inputs_untouched_and_runs_repeat(case: Case) -> None:
     properties.leaves_inputs_alone_and_repeats(call(case))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from random import Random
+
 import torch
 from torch import Tensor
 
-from tests.properties import Call, Leaves
+from tests.properties import DTYPES, Call, Leaves
 from wfkernels import residual_norm
 from wfkernels.philox import keep_mask
 
@@ -36,15 +39,38 @@ def naive(leaves: Leaves, dropout_p: float, eps: float) -> tuple[Tensor, Tensor]
     return h, y * weight + bias
 
 
+@dataclass(frozen=True)
+class Case:
+    """One form of the call."""
+
+    size: tuple[int, ...]
+    dropout_p: float = 0.0
+    eps: float = 1e-5
+
+
+def draw(seed: int) -> tuple[Case, torch.dtype]:
+    """A random case, and the dtype to run it in."""
+    pick = Random(seed)
+    dtype = pick.choice(DTYPES)
+    lead = pick.choice(((), (0,), (1,), (3,), (17,), (65,), (2, 3), (2, 1, 3), (4, 0)))
+    # One number is its own mean, and two are their mean plus and minus one: what remains of them is rounding.
+    d = pick.choice((1, 2, 3, 8, 17, 65, 127, 128) if dtype == torch.float64 else (3, 8, 17, 65, 127, 128))
+    return Case((*lead, d), pick.choice((0.0, 0.0, 0.3, 0.9)), pick.choice((1e-5, 0.1))), dtype
+
+
 def call(shape: str, dropout_p: float = 0.0, eps: float = 1e-5) -> Call:
-    generator = torch.Generator().manual_seed(len(shape))
-    size = SHAPES[shape]
+    return build(Case(SHAPES[shape], dropout_p, eps), len(shape))
+
+
+def build(case: Case, seed: int) -> Call:
+    generator = torch.Generator().manual_seed(seed)
+    size = case.size
     sizes = {"x": size, "residual": size, "weight": size[-1:], "bias": size[-1:]}
     leaves = {
         name: torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for name, s in sizes.items()
     }
 
     def run(leaves: Leaves, impl: str = "auto") -> tuple[Tensor, Tensor]:
-        return residual_norm(**leaves, eps=eps, dropout_p=dropout_p, seed=SEED, impl=impl)
+        return residual_norm(**leaves, eps=case.eps, dropout_p=case.dropout_p, seed=SEED, impl=impl)
 
-    return Call(leaves, run, lambda leaves: naive(leaves, dropout_p, eps))
+    return Call(leaves, run, lambda leaves: naive(leaves, case.dropout_p, case.eps))

@@ -191,7 +191,7 @@ def _gate(gate: Tensor | None, lookup: Tensor | None, heads: int, layout: TokenL
                 f"{OP}: parameters.gate: expected [{heads} or 1, M, M] with M at least {longest}, the longest sequence"
                 f" (or a table and gate_lookup), got {list(gate.shape)}"
             )
-    if readable(gate):
+    if readable(gate) and gate.numel():
         low, high = (float(x) for x in gate.detach().aminmax())
         if low < 0 or high > 1:
             raise ValueError(f"{OP}: parameters.gate: expected values in [0, 1], got {low:g} to {high:g}")
