@@ -63,7 +63,7 @@ def cpp_extension() -> Extension | str:
 
     return CppExtension(
         "wfkernels._C",
-        sources=["csrc/library.cpp", *sources("*/cpu.cpp")],
+        sources=["csrc/library.cpp", *sources("*/*.cpp")],
         depends=headers(),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=CXX_FLAGS,

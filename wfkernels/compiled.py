@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from wfkernels import env
+
 TOOLKIT_FOLDER = "/usr/local/cuda/bin"
 BUILD_COMMAND = "pip install --no-build-isolation -e '.[models,test]'"
 
@@ -44,6 +46,29 @@ def why_not(part: Part) -> str | None:
         return None
     causes = [f"{part.file} was not built", *_obstacles(part)]
     return f"{', '.join(causes)}; run {BUILD_COMMAND} in a checkout"
+
+
+torch.library.define("wfkernels_cpp::runs_isa", "(int isa, Tensor like) -> bool")
+
+
+def isa() -> int:
+    """Return the number of the instruction set that CPU kernels are to use, as csrc/simd/isa.h counts.
+
+    Raises RuntimeError where this machine does not run it.
+    """
+    name = env.CPU_ISA.read()
+    number = env.CPU_ISA.choices.index(name)
+    if not _runs(number):
+        raise RuntimeError(
+            f"{env.CPU_ISA.name}={name}: this processor does not run {name} code; leave the switch unset to use the best"
+            " that it runs"
+        )
+    return number
+
+
+@functools.cache
+def _runs(number: int) -> bool:
+    return bool(torch.ops.wfkernels_cpp.runs_isa(number, torch.empty(0)))
 
 
 def _obstacles(part: Part) -> list[str]:

@@ -56,9 +56,15 @@ CHECK = Switch(
     ("0", "1"),
     "1: check values on every device, and compare every kernel call with the reference; slow, for looking for a fault",
 )
+CPU_ISA = Switch(
+    "WFKERNELS_CPU_ISA",
+    "best",
+    ("best", "portable", "avx2", "avx512"),
+    "the instruction set of compiled CPU kernels; one that this machine lacks is an error",
+)
 SKIP_CPP_BUILD = Switch("WFKERNELS_SKIP_CPP_BUILD", "0", ("0", "1"), "1: build no C++ extension", build=True)
 SKIP_CUDA_BUILD = Switch(
     "WFKERNELS_SKIP_CUDA_BUILD", "0", ("0", "1"), "1: build no CUDA extension, even where nvcc is found", build=True
 )
 
-SWITCHES = (IMPL, CHECK, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)
+SWITCHES = (IMPL, CHECK, CPU_ISA, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wfkernels import autocast, dispatch
-from wfkernels.attention import reference, validate
+from wfkernels.attention import cpp, reference, validate
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.bucket import BucketTable
 from wfkernels.judge import Contract, named
@@ -57,11 +57,13 @@ def _parts(*inputs: Any) -> Mapping[str, Mapping[str, Tensor]]:
 
 dispatch.register(
     "attention",
+    dispatch.Implementation("cpp", cpp.forward, cpp.why_not),
     dispatch.Implementation("reference", reference.forward, dispatch.always),
     contract=Contract(named("out", "lse"), values=_values),
 )
 dispatch.register(
     "attention_backward",
+    dispatch.Implementation("cpp", cpp.backward, cpp.why_not_backward),
     dispatch.Implementation("reference", reference.backward, dispatch.always),
     contract=Contract(
         named("dquery", "dkey", "dvalue", "dbias", "dgate"), gradient=True, values=_values_of_backward, parts=_parts

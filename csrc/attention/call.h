@@ -1,0 +1,102 @@
+#pragma once
+
+// What one attention call needs beside the kernels: its sequences, its terms as tables, and memory.
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <vector>
+
+#include "attention/attention.h"
+#include "attention/problem.h"
+#include "simd/isa.h"
+
+namespace wfkernels::attention {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A bias or gate as it came: dense, or a table with its lookup and integers per token.
+struct GivenTerm {
+  OptionalTensor tensor, lookup, group, segment, position;
+  bool diagonal_open;
+};
+
+struct GivenLengths {
+  OptionalTensor offsets, key_offsets, query_start;
+};
+
+struct Options {
+  bool is_causal;
+  double scale, dropout_p;
+  OptionalTensor seed;
+  int64_t site;
+  Isa isa;
+};
+
+// Memory of the kernels' own type, given back to torch's allocator at the end.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Tensor& like, int64_t elements, ScalarType type);
+  void* data() const { return tensor_ ? tensor_->mutable_data_ptr() : nullptr; }
+
+ private:
+  OptionalTensor tensor_;
+};
+
+// The elements of a tensor.
+Elements elements_of(const Tensor& tensor);
+
+// Which entry of a table an expanded one has at place t.
+int64_t entry_at(const Term& term, int64_t t);
+
+class Call {
+ public:
+  Call(Tensor query, Tensor key, Tensor value, GivenTerm bias, GivenTerm gate, GivenLengths lengths, Options options);
+  Call(const Call&) = delete;
+
+  std::tuple<Tensor, Tensor> forward();
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+      const Tensor& grad_out, const OptionalTensor& grad_lse, int64_t needs, const Tensor& out, const Tensor& lse);
+
+ private:
+  // A term with the memory that its Term points to.
+  struct Table {
+    GivenTerm given;
+    Term term;
+    Buffer table, expanded;
+    std::vector<int64_t> run_end;
+  };
+  bool wide() const { return type_ == ScalarType::Double; }
+  Buffer buffer(int64_t elements) const { return Buffer(query_, elements, type_); }
+  std::vector<int64_t> first_elements(const Tensor& tensor, int64_t trailing) const;
+  void read_lengths(const GivenLengths& lengths);
+  void read_term(const GivenTerm& given, Table& table, int64_t Sequence::*first);
+  template <typename T>
+  void expand(Table& table);
+  void place(const Tensor& tensor, Tokens& tokens, int64_t Sequence::*first, bool of_keys);
+  void place_lse(const Tensor& lse);
+  void pack(bool for_backward);
+  int64_t scratch_bytes(bool for_backward) const;
+  void place_gradient(const Table& table, bool need, TermGradient& gradient, int64_t Sequence::*first);
+  std::vector<int64_t> group_sequences(bool by_bias, bool by_gate);
+  std::vector<Item> divide(bool by_bias, bool by_gate);
+  std::vector<int64_t> fill_bins(std::vector<Item>& items) const;
+  void open_gradient(const Table& table, bool need, TermGradient& gradient, OptionalTensor& sums) const;
+  Tensor fold(const Table& table, const Tensor& sums) const;
+  Tensor close_gradient(const Table& table, const OptionalTensor& sums) const;
+
+  Tensor query_, key_, value_;
+  Options options_;
+  ScalarType type_;  // the kernels' own
+  bool ragged_;
+  std::vector<int64_t> batch_;  // leading dimensions of a dense call
+  std::vector<Sequence> sequences_;
+  int64_t packed_keys_ = 0;
+  Table bias_, gate_;
+  Buffer key_columns_, key_rows_, value_columns_, value_rows_;
+  Problem problem_{};
+};
+
+}  // namespace wfkernels::attention

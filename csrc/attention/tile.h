@@ -1,0 +1,279 @@
+// What the forward and the backward share: rows read into the kernels' own type, bias and gate of a row of a tile, and
+// which tiles can be left out. Included once for each instruction set (see simd/variant.h), inside its namespace.
+
+template <typename T>
+constexpr T kMinusInfinity = -T(INFINITY);
+
+WFKERNELS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+WFKERNELS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+WFKERNELS_INLINE int64_t padded(int64_t n, int64_t to = kPad) { return (n + to - 1) / to * to; }
+
+WFKERNELS_INLINE float from_bfloat16(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+WFKERNELS_INLINE uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  if (value != value) return 0x7FC0;
+  return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+template <typename T>
+WFKERNELS_FUNCTION void read(const Elements& from, int64_t first, int64_t stride, int64_t count, T* to) {
+  switch (from.type) {
+    case Number::kFloat: {
+      const float* source = reinterpret_cast<const float*>(from.data) + first;
+      for (int64_t i = 0; i < count; ++i) to[i] = T(source[i * stride]);
+      break;
+    }
+    case Number::kDouble: {
+      const double* source = reinterpret_cast<const double*>(from.data) + first;
+      for (int64_t i = 0; i < count; ++i) to[i] = T(source[i * stride]);
+      break;
+    }
+    case Number::kBFloat16: {
+      const uint16_t* source = reinterpret_cast<const uint16_t*>(from.data) + first;
+      for (int64_t i = 0; i < count; ++i) to[i] = T(from_bfloat16(source[i * stride]));
+      break;
+    }
+  }
+}
+
+// Writes count contiguous elements.
+template <typename T>
+WFKERNELS_FUNCTION void write(const T* from, int64_t count, const Elements& to, int64_t first) {
+  switch (to.type) {
+    case Number::kFloat: {
+      float* target = reinterpret_cast<float*>(to.data) + first;
+      for (int64_t i = 0; i < count; ++i) target[i] = float(from[i]);
+      break;
+    }
+    case Number::kDouble: {
+      double* target = reinterpret_cast<double*>(to.data) + first;
+      for (int64_t i = 0; i < count; ++i) target[i] = double(from[i]);
+      break;
+    }
+    case Number::kBFloat16: {
+      uint16_t* target = reinterpret_cast<uint16_t*>(to.data) + first;
+      for (int64_t i = 0; i < count; ++i) target[i] = to_bfloat16(float(from[i]));
+      break;
+    }
+  }
+}
+
+// Reads a row of tokens times `factor`, with zeros up to `padded_width`.
+template <typename T>
+WFKERNELS_INLINE void read_token(
+    const Tokens& tokens, int64_t first, int64_t head, int64_t token, int64_t width, int64_t padded_width, T factor,
+    T* to) {
+  read(tokens, first + head * tokens.head + token * tokens.token, tokens.column, width, to);
+  if (factor != T(1))
+    for (int64_t i = 0; i < width; ++i) to[i] *= factor;
+  for (int64_t i = width; i < padded_width; ++i) to[i] = T(0);
+}
+
+// A bucketed term's place of a pair of tokens: everything but the difference of positions.
+struct Query {
+  int64_t head;  // of the term
+  int64_t index;  // of the query in its sequence
+  int64_t row;  // index + the sequence's first row
+};
+
+WFKERNELS_INLINE Query query_of(const Term& term, const Sequence& sequence, int64_t head, int64_t index) {
+  return {term.heads == 1 ? 0 : head, index, sequence.row + index};
+}
+
+WFKERNELS_INLINE int64_t position_of(const Term& term, const Sequence& sequence, int64_t row) {
+  return term.position ? term.position[sequence.first_token + row] : row;
+}
+
+WFKERNELS_INLINE int64_t cell_of(const Term& term, const Sequence& sequence, int64_t row, int64_t column) {
+  int64_t cell = 0;
+  if (term.group)
+    cell = term.group[sequence.first_token + row] * term.groups + term.group[sequence.first_token + column];
+  if (term.segment)
+    cell = cell * 2 + (term.segment[sequence.first_token + row] == term.segment[sequence.first_token + column]);
+  return cell;
+}
+
+// The end of the run of keys that begins at `column`, at most `end`.
+WFKERNELS_INLINE int64_t run_end(const Term& term, const Sequence& sequence, int64_t column, int64_t end) {
+  return term.run_end ? smaller(end, term.run_end[sequence.first_token + column] - sequence.first_token) : end;
+}
+
+// Where the entries of a run of keys begin in the expanded table of all heads.
+WFKERNELS_INLINE int64_t run_place(const Term& term, const Sequence& sequence, const Query& query, int64_t column) {
+  const int64_t difference =
+      position_of(term, sequence, column) - position_of(term, sequence, query.row) + term.range;
+  return (query.head * term.cells + cell_of(term, sequence, query.row, column)) * term.span + difference;
+}
+
+// The entry of one pair in the table of all heads.
+WFKERNELS_INLINE int64_t entry_of(const Term& term, const Sequence& sequence, const Query& query, int64_t column) {
+  int64_t difference = position_of(term, sequence, query.row) - position_of(term, sequence, column);
+  difference = larger(-term.reach, smaller(term.reach, difference));
+  const int64_t cell = query.head * term.cells + cell_of(term, sequence, query.row, column);
+  return cell * term.entries + term.lookup[difference + term.reach];
+}
+
+WFKERNELS_INLINE bool on_diagonal(const Term& term, const Query& query, int64_t column, int64_t count) {
+  return term.diagonal_open && query.row >= column && query.row < column + count;
+}
+
+// Returns the values of a bias or gate for `count` keys from `column` on, and anything up to `width`: where they lie, or
+// in `scratch`. `neutral` is what an open diagonal has.
+template <typename T>
+WFKERNELS_INLINE const T* term_row(
+    const Term& term, int64_t first, const Sequence& sequence, const Query& query, int64_t column, int64_t count,
+    int64_t width, T neutral, T* scratch) {
+  constexpr Number kOwn = sizeof(T) == sizeof(float) ? Number::kFloat : Number::kDouble;
+  const bool whole = count == width;
+  if (term.kind == TermKind::kDense) {
+    const int64_t row = term.from_table_row ? query.row : query.index;
+    const int64_t place = first + query.head * term.head + row * term.row + column * term.column;
+    if (whole && term.type == kOwn && term.column == 1) return reinterpret_cast<const T*>(term.data) + place;
+    read(term, place, term.column, count, scratch);
+  } else if (!term.expanded) {
+    const T* table = static_cast<const T*>(term.table);
+    for (int64_t j = 0; j < count; ++j) scratch[j] = table[entry_of(term, sequence, query, column + j)];
+  } else {
+    const T* expanded = static_cast<const T*>(term.expanded);
+    const int64_t end = column + count;
+    if (whole && run_end(term, sequence, column, end) == end && !on_diagonal(term, query, column, count))
+      return expanded + run_place(term, sequence, query, column);
+    for (int64_t j = column; j < end;) {
+      const int64_t stop = run_end(term, sequence, j, end);
+      memcpy(scratch + j - column, expanded + run_place(term, sequence, query, j), (stop - j) * sizeof(T));
+      j = stop;
+    }
+  }
+  if (on_diagonal(term, query, column, count)) scratch[query.row - column] = neutral;
+  for (int64_t j = count; j < width; ++j) scratch[j] = neutral;
+  return scratch;
+}
+
+// A tile: `rows` queries from `index` on, `columns` keys from `column` on.
+struct Tile {
+  int64_t index, rows, column, columns;
+  int64_t width;  // columns and the padding behind them
+};
+
+// Where the gradient of a row of a tile is added up: in its place, or in zeroed `scratch` that `commit` adds there.
+template <typename T>
+WFKERNELS_INLINE T* gradient_row(
+    const Term& term, const TermGradient& gradient, int64_t place, const Query& query, const Tile& tile, T* scratch) {
+  const bool direct = term.kind == TermKind::kDense && gradient.column == 1 && tile.columns == tile.width;
+  if (direct) return static_cast<T*>(gradient.data) + place;
+  for (int64_t j = 0; j < tile.width; ++j) scratch[j] = T(0);
+  return scratch;
+}
+
+template <typename T>
+WFKERNELS_INLINE void commit(
+    const Term& term, const TermGradient& gradient, int64_t place, int64_t bin, const Sequence& sequence,
+    const Query& query, const Tile& tile, T* scratch) {
+  if (term.kind == TermKind::kDense) {
+    T* sums = static_cast<T*>(gradient.data) + place;
+    for (int64_t j = 0; j < tile.columns; ++j) sums[j * gradient.column] += scratch[j];
+    return;
+  }
+  double* sums = static_cast<double*>(gradient.data) + bin * gradient.bin;
+  if (on_diagonal(term, query, tile.column, tile.columns)) scratch[query.row - tile.column] = T(0);
+  if (!term.expanded) {
+    for (int64_t j = 0; j < tile.columns; ++j) sums[entry_of(term, sequence, query, tile.column + j)] += scratch[j];
+    return;
+  }
+  for (int64_t j = 0; j < tile.columns;) {
+    const int64_t stop = run_end(term, sequence, tile.column + j, tile.column + tile.columns) - tile.column;
+    double* to = sums + run_place(term, sequence, query, tile.column + j);
+    for (int64_t k = j; k < stop; ++k) to[k - j] += double(scratch[k]);
+    j = stop;
+  }
+}
+
+enum class TileState { kSkipped, kClosed, kOpen };
+
+template <typename T>
+WFKERNELS_INLINE bool all_are(const T* values, int64_t count, T value) {
+  for (int64_t j = 0; j < count; ++j)
+    if (values[j] != value) return false;
+  return true;
+}
+
+// Whether a term is one value on a whole tile. Mostly the first entry tells that it is not.
+template <typename T>
+WFKERNELS_INLINE bool tile_is(
+    const Term& term, int64_t first, const Sequence& sequence, int64_t head, const Tile& tile, T value, T neutral,
+    T* scratch) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const Query query = query_of(term, sequence, head, tile.index + i);
+    const T* row =
+        term_row(term, first, sequence, query, tile.column, tile.columns, tile.columns, neutral, scratch);
+    if (!all_are(row, tile.columns, value)) return false;
+  }
+  return true;
+}
+
+// Says whether a tile is wholly forbidden, or wholly closed by its gate.
+template <typename T>
+WFKERNELS_INLINE TileState state_of(
+    const Problem& p, const Sequence& sequence, int64_t head, const Tile& tile, T* scratch) {
+  if (p.is_causal && tile.column > sequence.row + tile.index + tile.rows - 1) return TileState::kSkipped;
+  if (p.bias.kind != TermKind::kNone &&
+      tile_is(p.bias, sequence.bias, sequence, head, tile, kMinusInfinity<T>, T(0), scratch))
+    return TileState::kSkipped;
+  if (p.gate.kind != TermKind::kNone && tile_is(p.gate, sequence.gate, sequence, head, tile, T(0), T(1), scratch))
+    return p.gate_gradient.data ? TileState::kClosed : TileState::kSkipped;
+  return TileState::kOpen;
+}
+
+// Packs the keys and values of one sequence and head: `columns` [tile][width][keys of the tile], `rows` [keys][width].
+template <typename T>
+WFKERNELS_FUNCTION void pack_tokens(
+    const Tokens& tokens, int64_t first, const Sequence& sequence, int64_t head, int64_t width, int64_t padded_width,
+    T* columns, T* rows) {
+  T block[kPad * kPad];
+  for (int64_t token = 0; token < sequence.padded_keys; token += kPad) {
+    const int64_t tile = token / kTileColumns * kTileColumns;
+    const int64_t tile_width = smaller(kTileColumns, sequence.padded_keys - tile);
+    for (int64_t part = 0; part < padded_width; part += kPad) {
+      const int64_t count = larger(0, smaller(kPad, width - part));
+      for (int64_t i = 0; i < kPad; ++i) {
+        T* row = block + i * kPad;
+        int64_t have = 0;
+        if (token + i < sequence.keys) {
+          have = count;
+          const int64_t place = first + head * tokens.head + (token + i) * tokens.token + part * tokens.column;
+          read(tokens, place, tokens.column, have, row);
+        }
+        for (int64_t j = have; j < kPad; ++j) row[j] = T(0);
+        if (rows) memcpy(rows + (token + i) * padded_width + part, row, kPad * sizeof(T));
+      }
+      if (!columns) continue;
+      for (int64_t j = 0; j < count; ++j) {
+        T* to = columns + tile * width + (part + j) * tile_width + token - tile;
+        for (int64_t i = 0; i < kPad; ++i) to[i] = block[i * kPad + j];
+      }
+    }
+  }
+}
+
+template <typename T>
+void pack(const Problem& p, int64_t number, int64_t key_head) {
+  const Sequence& sequence = p.sequences[number];
+  const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
+  const auto at = [&](void* buffer, int64_t width) {
+    return buffer ? static_cast<T*>(buffer) + place * width : nullptr;
+  };
+  pack_tokens<T>(
+      p.key, sequence.key, sequence, key_head, p.width, p.padded_width, at(p.key_columns, p.width),
+      at(p.key_rows, p.padded_width));
+  pack_tokens<T>(
+      p.value, sequence.value, sequence, key_head, p.value_width, p.padded_value_width,
+      at(p.value_columns, p.value_width), at(p.value_rows, p.padded_value_width));
+}

@@ -1,0 +1,45 @@
+// Products with a matrix that is packed into slivers as wide as a register tile. Included once for each instruction set
+// (see variant.h), inside its namespace.
+//
+// A sliver holds two vectors of columns, [depth][2 vectors], the last one a single vector where there are no more; columns
+// are padded to a multiple of kPad. A block of kDepth rows of a sliver stays in the caches while the rows of a pass by.
+
+constexpr int64_t kDepth = 256;
+
+template <typename T>
+constexpr int64_t kSliver = 2 * kLanes<T>;
+
+// How wide the sliver is that begins at a column.
+template <typename T>
+WFKERNELS_INLINE int64_t sliver_width(int64_t columns, int64_t column) {
+  return columns - column < kSliver<T> ? columns - column : kSliver<T>;
+}
+
+template <typename T, int kVectors, bool kAdd>
+WFKERNELS_INLINE void sliver_product(
+    int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b, T* c, int64_t c_row) {
+  constexpr int64_t kWidth = kVectors * kLanes<T>;
+  int64_t i = 0;
+  for (; i + kTall <= rows; i += kTall)
+    register_tile<T, kTall, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, kWidth, c + i * c_row, c_row);
+  for (; i + 4 <= rows; i += 4)
+    register_tile<T, 4, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, kWidth, c + i * c_row, c_row);
+  for (; i < rows; ++i)
+    register_tile<T, 1, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, kWidth, c + i * c_row, c_row);
+}
+
+// c[m, n] = sum over `depth` k from `first` on of a[m, k - first] b[k, n], added to what is there with kAdd. b is packed,
+// `whole` rows deep; `columns` is a multiple of the lanes.
+template <typename T, bool kAdd>
+WFKERNELS_FUNCTION void packed_product(
+    int64_t rows, int64_t columns, int64_t first, int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
+    int64_t whole, T* c, int64_t c_row) {
+  for (int64_t j = 0; j < columns; j += kSliver<T>) {
+    const int64_t width = sliver_width<T>(columns, j);
+    const T* sliver = b + j * whole + first * width;
+    if (width == kSliver<T>)
+      sliver_product<T, 2, kAdd>(rows, depth, a, a_row, a_depth, sliver, c + j, c_row);
+    else
+      sliver_product<T, 1, kAdd>(rows, depth, a, a_row, a_depth, sliver, c + j, c_row);
+  }
+}

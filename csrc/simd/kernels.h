@@ -1,0 +1,34 @@
+#pragma once
+
+#include "attention/problem.h"
+#include "simd/isa.h"
+
+namespace wfkernels {
+
+// The kernels of one instruction set, for float and double.
+struct Kernels {
+  using Pack = void (*)(const Problem&, int64_t sequence, int64_t key_head);
+  using Attention = void (*)(const Problem&, const Item&, void* scratch);
+  using Finish = void (*)(const Problem&, int64_t sequence, int64_t key_head, void* scratch);
+  Pack attention_pack[2];
+  Attention attention_forward[2];
+  Attention attention_backward[2];
+  Finish attention_finish[2];
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+// Returns the kernels of an instruction set that this machine runs.
+const Kernels& kernels_of(Isa isa);
+
+}  // namespace wfkernels
