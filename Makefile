@@ -17,7 +17,8 @@ demo: setup
 	$(BIN)/weightformer demo --output runs/demo --resume --force
 
 test: lint
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --cov=wfkernels --cov=weightformer --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest -m "not alone" -n $(JOBS) --dist worksteal --cov=wfkernels --cov=weightformer --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest -m alone
 
 lint: setup
 	$(BIN)/ruff check .

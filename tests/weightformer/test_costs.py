@@ -67,6 +67,7 @@ def test_counted_products_are_those_of_torchs_own_counter() -> None:
     assert one.work().flop == counter.get_total_flops() + attention + 2 * ends
 
 
+@pytest.mark.alone
 def test_the_expected_time_is_that_of_a_real_run() -> None:
     program = [sys.executable, "-m", "tests.weightformer.plans"]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
