@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from weightformer import checkpoints, evaluate, students
 from weightformer.align import Aligner
 from weightformer.checkpoints import CheckpointError
+from weightformer.checkpoints.error import one_line
 from weightformer.model import WeightFormer
 from weightformer.pretrained import EXTRAS, WEIGHTS, Contents, Pretrained, check_finite, describe, naming, restore
 from weightformer.rows import layout
@@ -31,9 +33,9 @@ class Predictor(Pretrained):
     Hugging Face hub, from which WeightFormer.from_pretrained reads the model alone.
 
     model: the fitted WeightFormer. architecture, arguments: of `students.create`. calibration: images [n, C, H, W] on
-    which the student's running statistics are re-estimated; None leaves the first teacher's. anchor, views: the
-    canonical teacher and the images [n, C, H, W] by which teachers of independent seeds are aligned; None for teachers
-    that share their initialisation.
+    which the student's running statistics are re-estimated; None leaves the first teacher's, see `calibrated`. anchor,
+    views: the canonical teacher and the images [n, C, H, W] by which teachers of independent seeds are aligned; None
+    for teachers that share their initialisation.
     """
 
     FILES: ClassVar[tuple[str, ...]] = (WEIGHTS, EXTRAS)
@@ -53,6 +55,35 @@ class Predictor(Pretrained):
         """Return this predictor with its model (the same one) and images on `device`."""
         calibration, views = (None if t is None else t.to(device) for t in (self.calibration, self.views))
         return replace(self, model=self.model.to(device), calibration=calibration, views=views)
+
+    def calibrated(self, images: Tensor) -> Predictor:  # [n, C, H, W]
+        """Return this predictor with other images for the running statistics: such as the student is meant for.
+
+        Raises ValueError where the images are not finite floating-point numbers, the architecture cannot take them, or
+        it has no running statistics.
+        """
+        channels, size = self.arguments.get("channels"), self.arguments.get("size")
+        known, given = (channels, size, size), list(images.shape)
+        shape = ", ".join(str(length or letter) for length, letter in zip(known, "CHW", strict=True))
+        expected = f"expected images [n, {shape}]"
+        if len(given) != 4 or not given[0] or any(a not in (None, b) for a, b in zip(known, given[1:], strict=True)):
+            raise ValueError(f"{expected} for {self.architecture}, got {given}")
+        if not images.is_floating_point():
+            raise ValueError(f"{expected} in floating point, prepared as for the teachers, got {images.dtype}")
+        images = images.to(self.device, torch.float32)
+        if not images.isfinite().all():
+            raise ValueError(f"{expected} without NaN or Inf; leave out the images that hold one")
+        if not self.has_running_statistics():
+            raise ValueError(f"{self.architecture} has no BatchNorm with running statistics; it needs no images")
+        try:
+            evaluate.logits(self.student(), images[:1])
+        except (AssertionError, RuntimeError) as error:  # timm asserts; torch's own layers raise the other
+            raise ValueError(f"{self.architecture} takes no images {given} ({one_line(error)})") from error
+        return replace(self, calibration=images)
+
+    def has_running_statistics(self) -> bool:
+        """Return whether networks of the architecture have BatchNorm layers with running statistics."""
+        return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in self.student().modules())
 
     def student(self) -> nn.Module:
         """Return an untrained network of the architecture, on the model's device."""

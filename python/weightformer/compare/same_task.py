@@ -30,7 +30,9 @@ from weightformer.state import State
 
 __all__ = ["Bench", "Plan", "SHARED", "run"]
 
+ONE_TEACHER = "WeightFormer, one teacher"
 PAPER = "the paper's form, one pass"
+PREDICTION = "one prediction, without alignment and running statistics"
 
 # From the number of a group to what a method makes of it.
 Method = Callable[[int], Result | Sequence[Result]]
@@ -122,20 +124,25 @@ def predicted(
 
 
 def one_pass(bench: Bench, table: Comparison, model: StudentModel, orders: list[Tensor]) -> list[Result]:
-    """Add the prediction in one pass, from unseen teachers in an unseen order of the classes."""
+    """Add the prediction in one pass, from unseen teachers in an unseen order of the classes, and from one of them."""
     judged = [bench.judged] * len(bench.groups)
 
     def predict(g: int) -> Result:
         return bench.setting.result(ONE_PASS, predicted(bench, model, _states(bench, g), orders[g]))
 
+    def alone(g: int) -> Result:
+        return bench.setting.result(ONE_TEACHER, predicted(bench, model, _states(bench, g)[:1], orders[g]))
+
     results = table.add(ONE_PASS, "weightformer", judged, predict)
+    fitted = "" if 1 in bench.plan.sizes else "; meta-training had no groups of one"
+    table.add(ONE_TEACHER, "weightformer", judged, alone, note=f"reads the first teacher of each group{fitted}")
     aligned = [bench.aligned(_states(bench, g)) for g in range(len(bench.groups))]
     model.predict(aligned[0])
     start = time.perf_counter()
     for states in aligned:
         model.predict(states)
     milliseconds = 1000 * (time.perf_counter() - start) / len(aligned)
-    table.facts.append(("one prediction, without alignment and running statistics", milliseconds, "ms"))
+    table.facts.append((PREDICTION, milliseconds, "ms"))
     return results
 
 
@@ -273,15 +280,18 @@ def _gates(plan: Plan, table: Comparison) -> None:
     """Say what the run was to reach."""
     single_, ensemble = table.row("single teacher").accuracy, table.row("ensemble").accuracy
     one = table.row(ONE_PASS).accuracy
+    values = {what: value for what, value, _ in table.facts}
     if plan.independent_seeds:
         untrained = table.row("untrained networks as teachers").accuracy
+        distilled = f"distillation, {plan.distillation} steps"
         table.gates += [
             Gate("one pass, over a single teacher", one - single_, 1.0),
             Gate("one pass, over the ensemble", one - ensemble, -0.5),
+            Gate(f"one pass, over {distilled}", one - table.row(distilled).accuracy, 0.0),
             Gate("untrained networks as teachers", untrained, 20.0, at_most=True),
+            Gate("one prediction", values[PREDICTION], 50.0, at_most=True, unit="ms"),
         ]
         return
-    values = {what: value for what, value, _ in table.facts}
     ratio = values["KL to the own ensemble"] / values["KL to other groups' ensembles"]
     steps = plan.tuning[0]
     table.gates += [

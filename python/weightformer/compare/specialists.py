@@ -12,6 +12,7 @@ from pathlib import Path
 
 from weightformer.baselines import Result, Setting
 from weightformer.baselines.average_ensemble import average_ensemble
+from weightformer.baselines.constant import reordered
 from weightformer.baselines.cross_entropy import cross_entropy
 from weightformer.baselines.distillation import distillation
 from weightformer.baselines.head_counts import head_counts
@@ -48,7 +49,8 @@ def run(plan: Plan, seed: int, device: str = "cpu", folder: Path | None = None) 
         table.facts.append(("accuracy of one pass on the validation domains", bench.validate(model), "%"))
     references = baselines(bench, table)
     predictions = one_pass(bench, table, model)
-    controls(bench, table, model)
+    controls(bench, table)
+    substitutes(bench, table, model)
     agreement = _kl(bench, table, predictions)
     _gates(table)
     table.evidence = _evidence(bench, model, references, predictions, agreement)
@@ -133,8 +135,8 @@ def one_pass(bench: Bench, table: Comparison, model: WeightFormer) -> list[Resul
     return results
 
 
-def controls(bench: Bench, table: Comparison, model: WeightFormer) -> None:
-    """Add what a model reaches that may not read its teachers, or reads others."""
+def controls(bench: Bench, table: Comparison) -> None:
+    """Add what a model reaches that may not read its teachers."""
     mean = weight_mean(bench.train.states, Setting(bench.pool.create)).state
     assert mean is not None
     constant = ConstantStudent(bench.layout, mean).to(bench.device)
@@ -146,6 +148,15 @@ def controls(bench: Bench, table: Comparison, model: WeightFormer) -> None:
         return group.setting.result("constant", constant.predict(group.states))
 
     _add(bench, table, "constant student", "control", constant_of, "ignores the teachers, knows the order")
+    # The assignment is the same whatever order the constant's outputs come in: this row is not told it.
+    _add(
+        bench,
+        table,
+        "constant + Hungarian",
+        "control",
+        lambda g: reordered(constant_of(g), g.states, g.setting, images=g.proxy),
+        "order from the ensemble's outputs on the unlabelled proxy",
+    )
     _add(
         bench,
         table,
@@ -154,26 +165,34 @@ def controls(bench: Bench, table: Comparison, model: WeightFormer) -> None:
         lambda g: g.setting.result("delta", bench.predicted(delta, g)),
         "the same delta for every group",
     )
-    groups = bench.groups
-    other = {id(group): groups[(i + 1) % len(groups)] for i, group in enumerate(groups)}
-    _add(
-        bench,
-        table,
-        "tokens of another group",
-        "control",
-        lambda g: g.setting.result("tokens", bench.predicted(model, g, other[id(g)].states)),
-        "own task vectors, gates and delta from others",
-    )
+
+
+def substitutes(bench: Bench, table: Comparison, model: WeightFormer) -> None:
+    """Add what the model makes of a group when it reads other teachers than the group's."""
+    groups, size, states = bench.groups, bench.plan.group, bench.train.states
+    trained = [[states[i] for i in chosen] for chosen in bench.train.groups(size)]
+
+    def other(group: Group) -> Group:
+        return groups[(groups.index(group) + 1) % len(groups)]
+
+    tokens: dict[str, Callable[[Group], list[State]]] = {
+        "tokens of another group": lambda g: other(g).states,
+        "tokens of training teachers": lambda g: trained[groups.index(g) % len(trained)],
+    }
+    for name, read in tokens.items():
+
+        def swapped(group: Group, read: Callable[[Group], list[State]] = read) -> Result:
+            return group.setting.result("tokens", bench.predicted(model, group, read(group)))
+
+        _add(bench, table, name, "control", swapped, "own task vectors, gates and delta from others")
 
     def foreign(group: Group) -> Result:
-        state = bench.predicted(model, other[id(group)])
-        return group.setting.result("foreign", state)
+        return group.setting.result("foreign", bench.predicted(model, other(group)))
 
     _add(bench, table, "student of another group", "control", foreign)
 
     def untrained(group: Group) -> Result:
         index = groups.index(group)
-        size = bench.plan.group
         seeds = range(10_000 + bench.seed + size * index, 10_000 + bench.seed + size * (index + 1))
         networks = [bench.pool.create(seed).state_dict() for seed in seeds]
         shuffled = [in_order(state, bench.layout, bench.head, group.order) for state in networks]

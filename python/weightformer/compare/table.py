@@ -60,6 +60,7 @@ class Gate:
     value: float
     bound: float
     at_most: bool = False
+    unit: str = ""
 
     @property
     def holds(self) -> bool:
@@ -167,7 +168,10 @@ class Comparison:
             content["groups"],
             rows,
             [(fact["what"], _number(fact["value"]), fact["unit"]) for fact in content["facts"]],
-            [Gate(g["text"], _number(g["value"]), _number(g["bound"]), g["at_most"]) for g in content["gates"]],
+            [
+                Gate(g["text"], _number(g["value"]), _number(g["bound"]), g["at_most"], g.get("unit", ""))
+                for g in content["gates"]
+            ],
             content.get("about", ""),
             content.get("settings", {}),
             TypeAdapter(Evidence).validate_python(_numbers(content.get("evidence", {}))),

@@ -62,7 +62,13 @@ def render(comparison: Comparison, about: About) -> str:
         notes=notes,
         facts=[(what, number(value), unit) for what, value, unit in comparison.facts],
         verdicts=[
-            (gate.text, f"{gate.value:.2f}".replace("-", MINUS), gate.at_most, number(gate.bound), gate.holds)
+            (
+                gate.text,
+                _with_unit(f"{gate.value:.2f}".replace("-", MINUS), gate.unit),
+                gate.at_most,
+                _with_unit(number(gate.bound), gate.unit),
+                gate.holds,
+            )
             for gate in comparison.gates
         ],
         held=sum(gate.holds for gate in comparison.gates),
@@ -95,6 +101,10 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return NOTHING
     return (f"{value:.0f}" if value == int(value) else f"{value:.4g}").replace("-", MINUS)
+
+
+def _with_unit(text: str, unit: str) -> str:
+    return f"{text}{TIGHT}{unit}" if unit else text
 
 
 def _duration(seconds: float) -> str:

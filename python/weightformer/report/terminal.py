@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from rich import box
@@ -14,25 +15,35 @@ from weightformer.compare.table import Comparison, Gate, Row
 
 WIDTH = 172
 KINDS = {"baseline": "", "weightformer": "bold", "control": "italic"}
+# Column -> metric and digits. Means with their spread fill a terminal of 120 columns, so that of several groups the
+# scaled metrics stand in the other reports only.
+MEASURED = {"accuracy %": ("accuracy", 2), "NLL": ("nll", 3), "Brier": ("brier", 3), "ECE %": ("ece", 2)}
+SCALED = {"NLL, T-scaled": ("scaled_nll", 3), "ECE %, T-scaled": ("scaled_ece", 2)}
 
 
 def show(comparison: Comparison, seconds: float) -> Group:
     """Return the table, the facts and the gates as one printable."""
     # A row stays on one line, so that the output can be searched and pasted: nothing wraps, the terminal scrolls.
-    table = Table(title=f"{comparison.title}\n{_groups(comparison)}", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("method", "accuracy %", "NLL", "Brier", "ECE %", "NLL, T-scaled", "ECE %, T-scaled"):
+    table = Table(
+        title=f"{comparison.title}\n{_groups(comparison)}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    measured = MEASURED | (SCALED if comparison.groups == 1 else {})
+    for name in ("method", *measured, "passes", "params", "steps", "seconds"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for name in ("passes", "parameters", "steps", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
     for kind, style in KINDS.items():
         for row in comparison.rows:
             if row.kind == kind:
-                table.add_row(*_cells(row), style=style)
+                table.add_row(*_cells(row, measured), style=style)
         table.add_section()
     facts = [Text(f"  {what}: {_number(value)} {unit}") for what, value, unit in comparison.facts]
     notes = [Text(f"  {row.method}: {row.note}") for row in comparison.rows if row.note]
     gates = [_gate(gate) for gate in comparison.gates]
-    parts: list[RenderableType] = [table, Text("Also measured"), *facts, Text("Notes"), *notes]
+    parts: list[RenderableType] = [table, Text(), Text("Also measured"), *facts, Text("Notes"), *notes]
     if gates:
         parts += [Text("Gates"), *gates]
     parts.append(Text(f"Total {seconds:.0f} s, seed {comparison.seed}, {torch.get_num_threads()} threads"))
@@ -40,25 +51,24 @@ def show(comparison: Comparison, seconds: float) -> Group:
 
 
 def _groups(comparison: Comparison) -> str:
-    return f"{comparison.groups} groups of held-out teachers; mean ± standard deviation over groups; controls last"
+    if comparison.groups == 1:
+        return "1 group, so without spread; T-scaled: after one temperature, fitted on validation images"
+    return (
+        f"{comparison.groups} groups of held-out teachers; mean ± standard deviation over groups; controls last"
+        "\nNLL and ECE after temperature scaling: in the HTML report and the JSON file"
+    )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, measured: Mapping[str, tuple[str, int]]) -> list[str]:
     mean, std = row.summary.mean, row.summary.std
-    one = math.isnan(std.accuracy)  # a single group has no spread
-    return [
-        row.method,
-        f"{mean.accuracy:.2f}" if one else f"{mean.accuracy:.2f} ±{std.accuracy:5.2f}",
-        f"{mean.nll:.3f}" if one else f"{mean.nll:.3f} ±{std.nll:.3f}",
-        f"{mean.brier:.3f}",
-        f"{mean.ece:.2f}",
-        f"{mean.scaled_nll:.3f}",
-        f"{mean.scaled_ece:.2f}",
-        str(row.cost.passes),
-        f"{row.cost.parameters:,}",
-        str(row.cost.steps),
-        f"{row.seconds:.3f}",
-    ]
+    found = [_spread(getattr(mean, name), getattr(std, name), digits) for name, digits in measured.values()]
+    costs = [str(row.cost.passes), f"{row.cost.parameters:,}", str(row.cost.steps), f"{row.seconds:.3f}"]
+    return [row.method, *found, *costs]
+
+
+def _spread(mean: float, std: float, digits: int) -> str:
+    """Return a mean with its deviation, which a single group does not have."""
+    return f"{mean:.{digits}f}" if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
 
 
 def _number(value: float) -> str:
@@ -67,8 +77,9 @@ def _number(value: float) -> str:
 
 def _gate(gate: Gate) -> Text:
     sign = "<=" if gate.at_most else ">="
+    unit = f"{gate.unit} " if gate.unit else ""
     verdict = ("holds", "green") if gate.holds else ("MISSED", "bold red")
-    return Text.assemble(f"  {gate.text}: {gate.value:.2f} {sign} {gate.bound:g} ", verdict)
+    return Text.assemble(f"  {gate.text}: {gate.value:.2f} {sign} {gate.bound:g} {unit}", verdict)
 
 
 def console() -> Console:
