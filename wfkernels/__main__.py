@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         help="measure how fast this machine and its ops are instead, and keep it for `weightformer plan` (half a"
         " minute on an idle machine)",
     )
+    test.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="measure the rates of N threads; by default of as many as torch takes. `weightformer fit` takes 1",
+    )
     return parser
 
 
@@ -76,9 +82,13 @@ def _selftest(options: argparse.Namespace) -> int:
 
     if options.rates and options.impl:
         raise ValueError("--impl: expected none with --rates, which measures all that run here")
+    if options.threads is not None and not options.rates:
+        raise ValueError("--threads: expected none without --rates")
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise ValueError(f"--threads: expected 1 to 1024, got {options.threads}")
     chosen = command.devices(options.device)
     if options.rates:
-        return command.measure(chosen, options.json)
+        return command.measure(chosen, options.json, options.threads)
     return command.check(chosen, options.impl, options.json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weightformer import bounds
 from wfkernels.activation import ACTIVATIONS
 from wfkernels.projection.reference import OUTPUTS, READS
 
@@ -74,6 +75,8 @@ class Config:
         for name in ("cross_tokens", "max_teachers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Config: {name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("width", "heads", "layers", "feed_forward", "buckets", "cross_tokens", "max_teachers"):
+            bounds.check_most("Config", name, getattr(self, name))
         if self.width % self.heads:
             raise ValueError(f"Config: heads: expected a divisor of width={self.width}, got {self.heads}")
         if not 0 <= self.dropout < 1:

@@ -55,12 +55,19 @@ class Settings:
     model: Config
 
 
+# `fit` and `compare` compute on one thread; `predict` on as many as torch takes.
+TRAINING_THREADS = 1
+# Tokens that are still counted within a minute: lengths and indices are real tensors even here.
+MOST_TOKENS = 10_000_000
+
+
 @dataclass(frozen=True)
 class Pass:
     """A forward pass, or one with its backward, in float32.
 
     peak, saved: bytes of the tensors that it makes, without parameters and inputs: most of them at once in plain
-    PyTorch, and between forward and backward. seconds: by implementation; None where its rates are not known here.
+    PyTorch, and between forward and backward. threads: those of the command that runs such a pass. seconds: by
+    implementation; None where its rates for so many threads are not known here.
     """
 
     name: str
@@ -68,6 +75,7 @@ class Pass:
     bytes: float
     peak: int
     saved: int
+    threads: int
     seconds: dict[str, float | None]
 
 
@@ -83,6 +91,8 @@ class Estimate:
     longest: int  # tokens in the longest sequence
     student: int  # parameters of one student
     model: int  # parameters of the WeightFormer
+    model_bytes: int  # of its parameters and buffers
+    input_bytes: int  # of the rows of all teachers
     passes: tuple[Pass, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,25 +103,34 @@ def estimate(
     architecture: str,
     config: Config,
     teachers: Sequence[int],
-    rates: selftest.Rates | None,
+    rates: Callable[[int], selftest.Rates | None] = lambda threads: None,
     **arguments: Any,
 ) -> Estimate:
     """Return the costs for students.create(architecture, **arguments) and groups of teachers[g] teachers each.
 
-    rates: of `wfkernels.selftest.load`; None where they are not known, which leaves out the times.
+    rates: returns those for a number of threads (`wfkernels.selftest.load`); None where they are not known, which
+    leaves out the times.
 
-    Raises ValueError where there is no such architecture, or the model does not take so many teachers.
+    Raises ValueError where there is no such architecture, the model does not take so many teachers, or they have more
+    than MOST_TOKENS tokens.
     """
     with torch.device("meta"):
         student = students.create(architecture, **arguments)
     layout = rows_of.layout(student)
+    if sum(layout.rows) * sum(teachers) > MOST_TOKENS:
+        raise ValueError(
+            f"estimate: teachers: {sum(teachers):,} with {sum(layout.rows):,} rows each are more than"
+            f" {MOST_TOKENS:,} tokens; name fewer teachers or groups, or a smaller network"
+        )
     tokens = layout.tokens(teachers, config.cross_tokens)
     passes = []
     for name, training in (("forward", False), ("forward and backward", True)):
         one = OnMeta(layout, config, teachers, training)
         work, memory = one.work(), one.memory()
-        found = {name: seconds(work, rates, name) for name in implementations()}
-        passes.append(Pass(name, work.flop, work.bytes, memory.peak, memory.saved, found))
+        threads = TRAINING_THREADS if training else torch.get_num_threads()
+        known = rates(threads)
+        found = {implementation: seconds(work, known, implementation) for implementation in implementations()}
+        passes.append(Pass(name, work.flop, work.bytes, memory.peak, memory.saved, threads, found))
     return Estimate(
         architecture,
         tuple(teachers),
@@ -121,6 +140,8 @@ def estimate(
         tokens.max_length,
         sum(layer.rows * layer.width for layer in layout.layers),
         sum(p.numel() for p in one.model.parameters()),
+        sum(tensor.nbytes for tensor in (*one.model.parameters(), *one.model.buffers())),
+        one.rows.nbytes,
         tuple(passes),
     )
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightformer import bounds
+
 
 def vgg(classes: int, channels: int, size: int) -> nn.Sequential:
     """A small VGG with BatchNorm: three 3x3 convolutions (16, 32, 64) without bias, two poolings, one linear layer."""
@@ -108,6 +110,11 @@ def names() -> tuple[str, ...]:
     return tuple(_OURS)
 
 
+def known() -> list[str]:
+    """Return every name that `create` takes, without the library in front of it."""
+    return list(dict.fromkeys([*_OURS, *_torchvision_names(), *_timm_names()]))
+
+
 def create(
     name: str,
     *,
@@ -135,6 +142,7 @@ def create(
     for what, value in (("classes", classes), ("channels", channels), ("size", size)):
         if value is not None and value < 1:
             raise ValueError(f"create: {what}: expected a positive number, got {value}")
+        bounds.check_most("create", what, value or 0)
     library, _, plain = name.rpartition(":")
     if plain in _OURS and not library:
         build, default = _OURS[plain]
@@ -163,10 +171,9 @@ def head(model: nn.Module) -> str:
 
 def _nearest(library: str, name: str) -> list[str]:
     """Return up to three known names, of that library if there is such a one, that begin alike or else look alike."""
-    of = {"torchvision": _torchvision_names(), "timm": _timm_names()}
-    known = of.get(library) or list(dict.fromkeys([*_OURS, *of["torchvision"], *of["timm"]]))
-    begin = [n for n in known if name and n.startswith(name)][:3]
-    return begin or difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(_OURS)
+    of = {"torchvision": _torchvision_names, "timm": _timm_names}.get(library, known)()
+    begin = [n for n in of if name and n.startswith(name)][:3]
+    return begin or difflib.get_close_matches(name, of, n=3, cutoff=0.5) or list(_OURS)
 
 
 def _torchvision_names() -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from weightformer import cli, preset, rows, students
+from weightformer import cli, preset, rows, students, views
 from weightformer.model import WeightFormer
 from weightformer.predictor import Predictor
 from weightformer.teachers import Teacher, TeacherPool
@@ -69,11 +69,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / result).write_text("{}")
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
+    (folder / "link.safetensors").symlink_to("t0.safetensors")
+    (folder / "images.npy").write_bytes(b"precious")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     return folder
 
 
 CONFIGS = {
+    "empty.yaml": "",
     "other.yaml": "command: fit\n",
     "broken.yaml": "a: [1, 2\n",
     "list.yaml": "- 1\n- 2\n",
@@ -82,6 +85,7 @@ CONFIGS = {
     "seed.yaml": "preset: demo\nseed: many\n",
     "section.yaml": "preset: demo\nrecipe: 3\n",
     "option.yaml": "arhc: mlp\n",
+    "title.yaml": "title: mine\n",
 }
 
 PREDICT = "predict t0.safetensors t1.safetensors --arch mlp --weightformer wf.safetensors -o new.safetensors"
@@ -98,6 +102,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "demo --sede 1": ("--sede", "--seed", "demo --help"),
     "demo --seed one": ("--seed", "integer"),
     "demo --seed": ("--seed",),
+    "demo --seed 99999999999999999999999": ("--seed", "9223372036854775807"),
+    "demo --seed -1": ("--seed", "0"),
     "demo 3": ("3", "demo --help"),
     "demo --device gpu": ("--device", "gpu"),
     "demo --device meta": ("--device", "cpu or cuda"),
@@ -105,6 +111,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "demo --json there.json": ("--json", "exists already", "--force"),
     "demo --json nowhere/a.json": ("--json", "nowhere", "does not exist"),
     "demo --json mine": ("--json", "is a folder"),
+    "demo -o new --json new": ("--json", "new", "--output", "another"),
+    "demo -o begun --resume --json begun/config.yaml --force": ("--json", "begun/config.yaml", "--output", "another"),
     # settings
     f"{COMPARE} --config nowhere.yaml": ("nowhere.yaml", "No such file"),
     f"{COMPARE} --config mine": ("mine", "cannot be read"),
@@ -148,6 +156,11 @@ BAD: dict[str, tuple[str, ...]] = {
     "compare --preset specialists -o new --set data.name=digits": ("data: name", "mnist"),
     "compare --preset specialists -o new --set regime.kind=tile": ("regime.kind", "tiles", "tile"),
     "compare --preset specialists -o new --set regime.test=0": ("regime.test", "0"),
+    f"{COMPARE} --config seed.yaml --json seed.yaml --force": ("--seed", "integer"),
+    f"{COMPARE} --config title.yaml --json title.yaml --force": ("--json", "title.yaml", "reads"),
+    f"{COMPARE} --set recipe.steps=10000000000": ("Recipe: steps", "at most 1000000000"),
+    f"{COMPARE} --set model.width=100000000": ("width", "at most"),
+    f"{COMPARE} --set regime.fast=1000000000": ("fast", "at most"),
     # outputs of long runs
     "compare -o new": ("--preset", "compare --help"),
     "compare --preset dmeo -o new": ("--preset", "did you mean demo?"),
@@ -162,6 +175,8 @@ BAD: dict[str, tuple[str, ...]] = {
     # teachers
     f"{TEACHERS} --workers 0": ("--workers", "1"),
     f"{TEACHERS} --set recipe.steps=3": ("recipe", "teachers", "regime"),
+    f"{TEACHERS} --set regime.views=1000000000": ("views", "at most 10000", "1000000000"),
+    f"{TEACHERS} --config title.yaml --json title.yaml --force": ("--json", "title.yaml", "reads"),
     "teachers --preset demo": ("--output", "teachers --help"),
     # fit
     "fit --preset demo -o new": ("TEACHER", "fit --help"),
@@ -176,7 +191,27 @@ BAD: dict[str, tuple[str, ...]] = {
         "wider.safetensors",
         FIRST,
     ),
+    f"{FIT.replace('pool', 't0.safetensors t0.safetensors')}": ("t0.safetensors", "named twice"),
+    f"{FIT.replace('pool', 't0.safetensors t1.safetensors')} --json t0.safetensors --force": (
+        "t0.safetensors",
+        "reads",
+    ),
+    f"{FIT} --json pool/pool.json --force": ("--json", "pool", "reads"),
     # predict
+    PREDICT.replace("t1", "t0"): ("t0.safetensors", "named twice"),
+    PREDICT.replace("t1", "./t0"): ("t0.safetensors", "named twice", "the same file"),
+    PREDICT.replace("t1", "link"): ("link.safetensors", "named twice", "t0.safetensors"),
+    PREDICT.replace("new", "t0") + " --force": ("--output", "t0.safetensors", "reads"),
+    PREDICT.replace("new", "link") + " --force": ("--output", "t0.safetensors", "reads"),
+    PREDICT.replace("new", "wf") + " --force": ("--output", "wf.safetensors", "reads"),
+    PREDICT.replace("new", "new-00001-of-00002"): ("--output", "shards", "own"),
+    f"{PREDICT} --json new.safetensors": ("--json", "new.safetensors", "--output", "another"),
+    f"{PREDICT} --json ./new.safetensors --force": ("--json", "--output", "another"),
+    f"{PREDICT} --json new.safetensors.yaml": ("--json", "settings", "another"),
+    f"{PREDICT} --json t1.safetensors --force": ("--json", "t1.safetensors", "reads"),
+    f"{PREDICT} --json wf.safetensors --force": ("--json", "wf.safetensors", "reads"),
+    f"{PREDICT} --calibrate images.npy --json images.npy --force": ("--json", "images.npy", "reads"),
+    f"{PREDICT} --config empty.yaml --json empty.yaml --force": ("--json", "empty.yaml", "reads"),
     PREDICT.replace("t1", "nowhere"): ("nowhere.safetensors", "no such file"),
     PREDICT.replace("t1.safetensors", "mine"): ("mine",),
     PREDICT.replace("t1", "truncated"): ("truncated.safetensors", "complete"),
@@ -205,6 +240,13 @@ BAD: dict[str, tuple[str, ...]] = {
     f"{TUNE} --set temperature=0": ("temperature", "positive"),
     f"{TUNE} --set stesp=1": ("stesp", "did you mean steps?"),
     TUNE.replace("new.safetensors", "there.safetensors"): ("--output", "exists already", "--force"),
+    TUNE.replace("new", "t0") + " --force": ("--output", "t0.safetensors", "reads"),
+    f"{TUNE} --teacher t1.safetensors --json t1.safetensors --force": ("--json", "t1.safetensors", "reads"),
+    f"{TUNE} --teacher t1.safetensors --teacher t1.safetensors": ("t1.safetensors", "named twice"),
+    f"{TUNE} --set views=100000": ("views", "at most 10000"),
+    f"{JUDGE} --json t0.safetensors --force": ("--json", "t0.safetensors", "reads"),
+    f"{JUDGE} --json beside.safetensors": ("--json", "beside.safetensors.yaml", "exists already"),
+    JUDGE.replace("--arch", "t0.safetensors --arch"): ("t0.safetensors", "named twice"),
     JUDGE.replace("t0", "nan"): ("nan.safetensors", "NaN"),
     f"{JUDGE} --split tset": ("--split", "did you mean test?"),
     f"{JUDGE} --json there.json": ("--json", "exists already"),
@@ -216,6 +258,14 @@ BAD: dict[str, tuple[str, ...]] = {
     "plan --arch mlp --preset papre": ("--preset", "did you mean paper?"),
     "plan --arch mlp --teachers 99": ("teachers", "max_teachers", "99"),
     "plan --arch mlp --set model.layers=0": ("layers", "0"),
+    "plan --arch mlp --set model.layers=100000000": ("layers", "at most 200"),
+    "plan --arch mlp --size 100000000": ("size", "at most 16384"),
+    "plan --arch mlp --channels 100000000": ("channels", "at most 4096"),
+    "plan --arch resnet50 --classes 99999999999999": ("classes", "at most 1000000"),
+    "plan --arch resnet50 --teachers 1000 --groups 1000 --preset specialists": ("tokens", "fewer teachers"),
+    "plan --arch mlp --teachers 1000000": ("--teachers", "1000"),
+    "plan --arch mlp --device cuda": ("--device", "--device cpu"),
+    "plan --arch mlp --config empty.yaml --json empty.yaml --force": ("--json", "empty.yaml", "reads"),
 }
 
 
@@ -256,6 +306,48 @@ def test_a_bad_command_ends_in_one_line_and_changes_nothing(
     for words in BAD[command]:
         assert words in line
     assert contents(shop) == before
+
+
+def test_a_student_that_training_ruined_is_not_written(shop: Path, run: Callable[[str], tuple[int, str, str]]) -> None:
+    before = contents(shop)
+    code, out, err = run(f"{TUNE} --set steps=3 --set views=1 --set learning_rate=1e30")
+    *_, line = err.strip().splitlines()  # after the progress
+    assert (code, out, contents(shop)) == (2, "", before)
+    assert line.startswith(f"weightformer: finetune: {FIRST} is not finite after 3 steps, so nothing was written")
+    assert "learning_rate=1e+30" in line
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda *_: torch.empty(1 << 50, dtype=torch.uint8),
+        lambda *_: torch.empty(1 << 40, 1 << 40, device="meta"),
+        lambda *_: torch.zeros(1 << 62).numel(),
+        lambda *_: bytearray(1 << 62),
+        lambda *_: [0.0] * (10**30),
+    ],
+    ids=["memory", "meta", "storage", "python", "count"],
+)
+def test_what_takes_too_much_ends_in_one_line(
+    ask: Callable[..., object], shop: Path, run: Callable[[str], tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(shop)
+    monkeypatch.setattr(views, "bank", ask)
+    code, out, err = run(TUNE)
+    (line,) = err.strip().splitlines()
+    assert (code, out, contents(shop)) == (2, "", before)
+    assert line.startswith("weightformer: this takes more memory") and "views" in line
+
+
+def test_a_fault_of_ours_is_not_blamed_on_memory(
+    run: Callable[[str], tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(views, "bank", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        run(TUNE)
 
 
 def test_nothing_at_all_shows_the_help(run: Callable[[str], tuple[int, str, str]]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from wfkernels.__main__ import main
 from wfkernels.allocator import settle
-from wfkernels.selftest import kept, load, measure, rates, save
+from wfkernels.selftest import command, kept, load, measure, rates, save
 from wfkernels.selftest.steps import Step
 
 SMALL = (
@@ -62,6 +62,27 @@ def test_the_key_changes_with_threads_and_versions(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     monkeypatch.setattr(kept, "__version__", "0.0.0")
     assert kept.key("cpu") != before
+
+
+def test_rates_of_a_number_of_threads_are_measured_on_so_many_and_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(device: torch.device, progress: Any) -> dict[str, Any]:
+        return {"key": kept.key(device), "machine": kept.machine(device)}
+
+    monkeypatch.setattr(command, "rates", pretend)
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        assert load("cpu", threads) is None
+        assert main(["selftest", "--rates", "--device", "cpu", "--threads", str(threads), "--json"]) == 0
+        found = load("cpu", threads)
+        assert found is not None and found["machine"]["threads"] == threads
+        assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("wrong", [["--threads", "1"], ["--rates", "--threads", "0"], ["--rates", "--threads", "x"]])
+def test_a_number_of_threads_that_says_nothing_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["selftest", "--device", "cpu", *wrong])
+    assert stop.value.code == 2 and "--threads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"key": 3}', "\xff"])

@@ -30,6 +30,8 @@ from weightformer.config import PRESETS, Config, preset
         ({"cross_tokens": -1}, "cross_tokens"),
         ({"max_teachers": -1}, "max_teachers"),
         ({"width": 12, "heads": 8}, "heads"),
+        ({"layers": 100_000_000}, "layers"),
+        ({"width": 10**12}, "width"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"output": "gated", "read": "anchor"}, "read"),

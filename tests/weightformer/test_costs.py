@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.weightformer.plans import CASES, on_meta, real
 from weightformer import costs, rows, students
 from weightformer.config import preset
+from weightformer.model import WeightFormer
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +46,7 @@ def test_peak_memory_is_that_of_a_real_run(case: str, training: bool) -> None:
 
 
 def test_an_estimate_names_every_number() -> None:
-    found = costs.estimate("resnet50", preset("paper"), [5], None, classes=1000)
+    found = costs.estimate("resnet50", preset("paper"), [5], classes=1000)
     assert (found.layers, found.rows, found.tokens) == (54, 27560, 54 + 5 * 27560)
     assert found.longest == 1 + 5 * 2048
     assert found.student == sum(p.numel() for p in students.create("resnet50", classes=1000).parameters())
@@ -52,6 +54,22 @@ def test_an_estimate_names_every_number() -> None:
     assert training.flop > 3 * forward.flop
     assert training.peak > training.saved > forward.saved
     assert forward.seconds == dict.fromkeys(costs.implementations())
+
+
+@pytest.mark.parametrize("case", ["two groups, gated", "a bucketed gate"])
+def test_parameters_and_inputs_are_those_of_a_real_run(case: str) -> None:
+    architecture, config, teachers = CASES[case]
+    layout = rows.layout(students.create(architecture, seed=0))
+    base = torch.zeros(layout.row_numel) if config.output == "gated" else None
+    model = WeightFormer(layout, config, base=base)
+    found = costs.estimate(architecture, config, teachers)
+    assert found.model_bytes == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert found.input_bytes == torch.zeros(layout.row_numel * sum(teachers)).nbytes
+
+
+def test_more_tokens_than_can_be_counted_are_refused_before_they_take_memory() -> None:
+    with pytest.raises(ValueError, match="^estimate: teachers: 1,000,000 with 27,560 rows each"):
+        costs.estimate("resnet50", preset("specialists"), [1000] * 1000, classes=1000)
 
 
 def test_counted_products_are_those_of_torchs_own_counter() -> None:

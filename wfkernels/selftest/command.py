@@ -58,8 +58,17 @@ def _plain(line: Line) -> dict[str, Any]:
     return {"status": line.status, **asdict(line)}
 
 
-def measure(chosen: Sequence[torch.device], as_json: bool) -> int:
-    """Measure the rates of devices, keep them, and print them."""
+def measure(chosen: Sequence[torch.device], as_json: bool, threads: int | None = None) -> int:
+    """Measure the rates of devices, keep them, and print them; threads: as many as torch takes, if none are given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _measure(chosen, as_json)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(chosen: Sequence[torch.device], as_json: bool) -> int:
     collected = []
     for device in chosen:
         measured = rates(device, progress=_progress if sys.stderr.isatty() else None)
@@ -80,7 +89,7 @@ def _progress(done: int, total: int) -> None:
 def text(measured: Rates) -> str:
     """Lay out rates for a person: of the matrix product, the copy and every library op."""
     machine = measured["machine"]
-    lines = [f"{machine['device']}: {machine['name']}, {machine['threads']} threads"]
+    lines = [f"{machine['device']}: {machine['name']}, threads: {machine['threads']}"]
     for name in ("sgemm_gflops", "bf16_gflops"):
         if name in measured:
             lines.append(f"  {name.partition('_')[0]:8} {measured[name]:10.1f} GFLOP/s")

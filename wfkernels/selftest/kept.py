@@ -17,11 +17,11 @@ from wfkernels import __version__
 Rates = dict[str, Any]
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what rates depend on."""
+def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """Return what rates depend on; threads: as many as torch computes on now, if none are given."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {"wfkernels": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "versions": versions}
+    return {"device": device.type, "name": name, "threads": threads or torch.get_num_threads(), "versions": versions}
 
 
 def _processor() -> str:
@@ -33,9 +33,9 @@ def _processor() -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def key(device: torch.device | str = "cpu") -> str:
+def key(device: torch.device | str = "cpu", threads: int | None = None) -> str:
     """Return what rates are kept under: the machine, its device, the number of threads and the versions."""
-    text = json.dumps([platform.node(), machine(torch.device(device))], sort_keys=True)
+    text = json.dumps([platform.node(), machine(torch.device(device), threads)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -45,9 +45,9 @@ def path() -> Path:
     return Path(cache) / "wfkernels" / "rates.json"
 
 
-def load(device: torch.device | str = "cpu") -> Rates | None:
-    """Return the rates kept for this machine and these versions, None where there are none."""
-    found = _kept().get(key(device))
+def load(device: torch.device | str = "cpu", threads: int | None = None) -> Rates | None:
+    """Return the rates kept for this machine and these versions, None where there are none; threads: see `machine`."""
+    found = _kept().get(key(device, threads))
     return found if isinstance(found, dict) else None
 
 

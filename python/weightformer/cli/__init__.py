@@ -35,7 +35,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Run the command line; whatever the user can put right ends in one line and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="weightformer", standalone_mode=False))
     except _UsageError as error:
         command = getattr(error, "ctx", None)
         path = "weightformer" if command is None else command.command_path
@@ -47,13 +47,28 @@ def main() -> None:
         _stop(str(error))
     except FloatingPointError as error:  # weightformer.fit.Diverged
         _stop(str(error), code=1)
-    except OSError as error:
-        _stop(f"{error.filename or 'a file'}: {error.strerror or error}; see to it and run the command again")
     except (KeyboardInterrupt, typer.Abort):
         print(
             "weightformer: interrupted; a run with --output goes on with the same command and --resume", file=sys.stderr
         )
         sys.exit(130)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not _too_much(error):
+            raise
+        from weightformer.checkpoints.error import one_line
+
+        _stop(
+            f"this takes more memory than there is here, or a number too large to count with ({one_line(error)}); make"
+            " what was asked for smaller, such as views, batch_size, images, networks or the model"
+        )
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}; see to it and run the command again")
+
+
+def _too_much(error: Exception) -> bool:
+    """Return whether memory, or the range of sizes, was not enough; torch has no class of its own for either."""
+    words = ("can't allocate", "cannot allocate", "bad_alloc", "out of memory", "not enough memory", "overflow")
+    return not isinstance(error, RuntimeError) or any(word in str(error).lower() for word in words)
 
 
 def _stop(message: str, code: int = 2) -> None:

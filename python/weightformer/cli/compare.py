@@ -19,6 +19,7 @@ from weightformer.cli.options import (
     Json,
     Resume,
     Seed,
+    check_apart,
     check_device,
     check_new,
     in_force,
@@ -43,6 +44,8 @@ Output = Annotated[
 
 # What a run leaves in its folder, whole or interrupted.
 RESULT, REPORT, FITTED = "results.json", "report.html", "weightformer.safetensors"
+# What only a resumed run would read.
+CHECKPOINTS = "*.checkpoint"
 
 
 def preset_names() -> list[str]:
@@ -109,10 +112,11 @@ def _compare(
     from weightformer.compare.presets import run
 
     check_device(device)
+    check_apart({"--output": output}, json, config=ctx.params["config"])
     check_new(json, "--json", force)
     plan.check_teachers()
     kept = in_force(ctx, plan)
-    folder = Folder(output, ("teachers", FITTED, REPORT, RESULT, "*.checkpoint"), lambda path: (path / RESULT).exists())
+    folder = Folder(output, ("teachers", FITTED, REPORT, RESULT, CHECKPOINTS), lambda path: (path / RESULT).exists())
     with folder.opened(kept, resume=resume, force=force):
         steady()
         start = time.perf_counter()
@@ -125,5 +129,6 @@ def _compare(
         for path in (output / RESULT, json):
             if path is not None:
                 report.write_json(comparison, path, seconds, command=command)
+        folder.clear(CHECKPOINTS)
     report.console().print(report.show(comparison, seconds))
     print(f"{output / REPORT}: the same with pictures")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from weightformer.cli.options import (
+    Arch,
     Assignments,
     Config,
     Device,
@@ -17,8 +18,10 @@ from weightformer.cli.options import (
     Json,
     Seed,
     check_device,
-    check_new,
+    check_numbers,
+    in_force,
     one_of,
+    record_beside,
     settled,
     steady,
 )
@@ -28,7 +31,7 @@ from weightformer.cli.reading import Inputs, read_networks, shape_of
 def evaluate(
     ctx: typer.Context,
     networks: Annotated[list[Path], typer.Argument(metavar="NETWORK...", help="Weight files of one architecture.")],
-    arch: Annotated[str, typer.Option(metavar="NAME", help="Their architecture, as `weightformer.students` names it.")],
+    arch: Arch,
     split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "test",
     recalibrate: Annotated[
         bool, typer.Option(help="Re-estimate running statistics of BatchNorm on training images first.")
@@ -54,7 +57,7 @@ def evaluate(
 
     one_of("--split", split, ("train", "validation", "test"))
     check_device(device)
-    check_new(json, "--json", force)
+    check_numbers(json, force, inputs=networks, config=config)
     plan = settled(ctx, Inputs(), assignments)
     start = time.perf_counter()
     data = on(plan.data.load(), device)
@@ -71,4 +74,5 @@ def evaluate(
     seconds = time.perf_counter() - start
     if json is not None:
         report.write_json(table, json, seconds)
+        record_beside(json, in_force(ctx, plan))
     report.console().print(report.show(table, seconds))

@@ -8,18 +8,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightformer import bounds
 from weightformer.cli.options import (
+    Arch,
     Assignments,
     Config,
     Device,
     Force,
     Json,
     Seed,
+    UserError,
     check_device,
     check_weights,
     in_force,
@@ -29,6 +31,9 @@ from weightformer.cli.options import (
     write_json,
 )
 from weightformer.cli.reading import Inputs, read_networks, shape_of
+
+if TYPE_CHECKING:
+    from weightformer.state import State
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Tuning(Inputs):
 def finetune(
     ctx: typer.Context,
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Weight file of the student to begin with.")],
-    arch: Annotated[str, typer.Option(metavar="NAME", help="Its architecture, as `weightformer.students` names it.")],
+    arch: Arch,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The student afterwards.")],
     teachers: Annotated[
         list[Path] | None,
@@ -81,7 +86,7 @@ def finetune(
     from weightformer.progress import bar
 
     check_device(device)
-    check_weights(output, json, force)
+    check_weights(output, json, force, inputs=[student, *(teachers or ())], config=config)
     plan = settled(ctx, Tuning(), assignments)
     data = on(plan.data.load(), device)
     create = partial(students.create, arch, **shape_of(data), seed=0)
@@ -105,8 +110,19 @@ def finetune(
         )  # fmt: skip
     network = evaluate.recalibrate(evaluate.with_state(create(), found), bank[:, :2].flatten(0, 1))
     seconds = time.perf_counter() - began
+    _check_finite(network.state_dict(), start, plan)
     checkpoints.save(network.state_dict(), output, overwrite=force)
     record_beside(output, in_force(ctx, plan))
     if json is not None:
         write_json(json, {"student": str(student), "output": str(output), "steps": plan.steps, "seconds": seconds})
     print(f"{output}: {student} after {plan.steps} steps, in {seconds:.1f} s")
+
+
+def _check_finite(found: State, start: State, plan: Tuning) -> None:
+    """Refuse a student that training has ruined; buffers that were infinite before (masks) may be so afterwards."""
+    for name, tensor in found.items():
+        if not tensor.isfinite().all() and start.get(name, tensor.new_zeros(())).isfinite().all():
+            raise UserError(
+                f"finetune: {name} is not finite after {plan.steps} steps, so nothing was written; lower"
+                f" --set learning_rate={plan.learning_rate:g} or raise --set temperature={plan.temperature:g}"
+            )

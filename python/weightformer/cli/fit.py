@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightformer.cli.compare import FITTED, Preset
+from weightformer.cli.compare import CHECKPOINTS, FITTED, Preset
 from weightformer.cli.options import (
     Assignments,
     Config,
@@ -18,6 +18,7 @@ from weightformer.cli.options import (
     Resume,
     Seed,
     UserError,
+    check_apart,
     check_device,
     check_new,
     in_force,
@@ -26,6 +27,7 @@ from weightformer.cli.options import (
     steady,
     write_json,
 )
+from weightformer.cli.reading import read_weights, shape_of
 
 if TYPE_CHECKING:
     from weightformer.compare.presets import Plan
@@ -64,6 +66,7 @@ def fit(
 
     one_of("--preset", preset, PRESETS)
     check_device(device)
+    check_apart({"--output": output}, json, inputs=teachers, config=config)
     check_new(json, "--json", force)
     default = PRESETS[preset].plan
     only = tuple(name for name in SETTINGS if hasattr(default, name))
@@ -76,11 +79,12 @@ def fit(
         bench = specialists.Bench(plan, seed, device, output, pool)
     else:
         bench = same_task.Bench(plan, seed, device, output, pool)
-    folder = Folder(output, (FITTED, "*.checkpoint"), lambda path: (path / FITTED).exists())
+    folder = Folder(output, (FITTED, CHECKPOINTS), lambda path: (path / FITTED).exists())
     with folder.opened(kept, resume=resume, force=force):
         steady()
         predictor, seconds = bench.fitted_predictor()
         predictor.save(output / FITTED, overwrite=True)
+        folder.clear(CHECKPOINTS)
     if json is not None:
         write_json(json, {"output": str(output), "teachers": len(pool), "seconds": seconds, "settings": kept})
     print(f"{output / FITTED}: fitted on {len(pool.select('train'))} teachers in {seconds:.1f} s")
@@ -110,8 +114,8 @@ def _from_files(paths: list[Path], plan: Plan) -> TeacherPool:
     from weightformer.teachers import Teacher, TeacherPool
 
     data = plan.data.load()
-    arguments = {"classes": data.classes, "channels": data.channels, "size": data.size}
-    states = {str(path): checkpoints.load(path) for path in paths}
+    arguments = shape_of(data)
+    states = read_weights(paths)
     empty = TeacherPool("files", plan.arch, arguments, ())
     checkpoints.check_teachers(states, empty.create(0))
     teachers = (Teacher(f"file-{i}", "train", i, state) for i, state in enumerate(states.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ Plan = TypeVar("Plan")
 # Options that say where a result goes and not what it is: a settings file does not hold them.
 NOT_KEPT = ("output", "json", "force", "resume", "config", "assignments")
 REST = "weightformer.settings"  # of the file: what is no option of the command
+# Options that a settings file holds, but that cannot change a result: an interrupted run may go on with others.
+FREE = ("workers",)
 
 
 class UserError(Exception):
@@ -42,7 +45,33 @@ def _config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Seed = Annotated[int, typer.Option(help="Everything random follows from it; the same seed gives the same numbers.")]
+def _architectures(incomplete: str) -> list[str]:
+    from weightformer import students
+
+    return [name for name in students.known() if name.startswith(incomplete)]
+
+
+Arch = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Architecture of the networks: one of ours (vgg, resnet, vit, mlp), of torchvision or of timm.",
+        autocompletion=_architectures,
+    ),
+]
+
+
+def _seed(value: int) -> int:
+    # A check of our own, because a range of 19 digits would fill the help. What a comparison adds still fits torch.
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"expected 0 to {2**63 - 1}, got {value}")
+    return value
+
+
+Seed = Annotated[
+    int,
+    typer.Option(callback=_seed, help="Everything random follows from it; the same seed gives the same numbers."),
+]
 Device = Annotated[str, typer.Option(help="Where to train and predict: cpu, cuda, cuda:1, ...")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every number measured here.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
@@ -151,11 +180,16 @@ class Folder:
         self._open(kept, resume=resume, force=force)
         try:
             yield
-        except (UserError, ValueError):
+        except Exception:
             if self._entries() == [self.CONFIG]:
                 (self.path / self.CONFIG).unlink()
                 self.path.rmdir()
             raise
+
+    def clear(self, pattern: str) -> None:
+        """Remove the files that a complete run has no use for."""
+        for path in self.path.glob(pattern):
+            path.unlink()
 
     def _open(self, kept: Mapping[str, Any], *, resume: bool, force: bool) -> None:
         path = self.path
@@ -203,7 +237,7 @@ class Folder:
 def check_same(path: Path, kept: Mapping[str, Any]) -> None:
     """Refuse to go on with a run whose settings, in the file `path`, are others."""
     old, new = _flat(settings.read(path)), _flat(kept)
-    for name in sorted(old.keys() | new.keys()):
+    for name in sorted((old.keys() | new.keys()) - set(FREE)):
         if old.get(name) != new.get(name):
             raise UserError(
                 f"--resume: the run was begun with {name}: {old.get(name)}, now it is {new.get(name)}; run with"
@@ -265,22 +299,72 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     settings.write_text(path, dumps(content, indent=1) + "\n")
 
 
-def check_weights(output: Path, json: Path | None, force: bool) -> None:
+def check_weights(
+    output: Path, json: Path | None, force: bool, *, inputs: Sequence[Path | None], config: Path | None
+) -> None:
     """Refuse outputs that cannot become weights, their settings and numbers, before anything is computed."""
     from weightformer.checkpoints import SUFFIX
+    from weightformer.checkpoints.shards import is_one_of_several
 
+    check_apart({"--output": output}, json, inputs=inputs, config=config, beside=settings_of(output))
     check_new(output, "--output", force)
     check_new(settings_of(output), "--output", force)
     check_new(json, "--json", force)
     if output.suffix != SUFFIX:
         raise UserError(f"--output: {output}: weights are written as safetensors; end the name in {SUFFIX}")
+    if is_one_of_several(output):
+        raise UserError(f"--output: {output} is named like one of several shards; name a file of its own")
+
+
+def check_numbers(json: Path | None, force: bool, *, inputs: Sequence[Path | None], config: Path | None) -> None:
+    """Refuse a file of numbers with its settings beside it that cannot be written, before anything is computed."""
+    if json is None:
+        return
+    check_apart({}, json, inputs=inputs, config=config, beside=settings_of(json))
+    check_new(json, "--json", force)
+    check_new(settings_of(json), "--json", force)
+
+
+def check_apart(
+    outputs: Mapping[str, Path],
+    json: Path | None,
+    *,
+    inputs: Sequence[Path | None] = (),
+    config: Path | None = None,
+    beside: Path | None = None,
+) -> None:
+    """Refuse a place that is an input or another output of the same command, whatever --force says.
+
+    outputs: by option. A folder among inputs or outputs stands for all that lies in it. beside: the settings file next
+    to the result; it alone may replace `config`, because a run may be repeated in its place.
+    """
+    read = {_place(path): path for path in inputs if path is not None}
+    written: dict[str, str] = {}
+    for what, path in (*outputs.items(), ("the settings next to the result", beside), ("--json", json)):
+        if path is None:
+            continue
+        places = [_place(path), *map(str, Path(_place(path)).parents)]
+        of = next((read[place] for place in places if place in read), None)
+        if of is None and path is not beside and config is not None and _place(config) == places[0]:
+            of = config
+        if of is not None:
+            raise UserError(f"{what}: {path} would change {of}, which this command reads; name another place")
+        taken = next((written[place] for place in places if place in written), None)
+        if taken is not None:
+            raise UserError(f"{what}: {path} is the place of {taken}; name another one")
+        written[places[0]] = what
+
+
+def _place(path: Path) -> str:
+    """Return where a path leads, by whatever name and link."""
+    return os.path.realpath(path)
 
 
 def settings_of(output: Path) -> Path:
-    """Return the settings file that stands next to a file of weights."""
+    """Return the settings file that stands next to a file of weights or of numbers."""
     return output.with_name(f"{output.name}.yaml")
 
 
 def record_beside(output: Path, kept: Mapping[str, Any]) -> None:
-    """Write the settings in force next to a file of weights."""
+    """Write the settings in force next to a file of weights or of numbers."""
     record(settings_of(output), kept)

@@ -19,6 +19,7 @@ from weightformer.cli.options import (
     Json,
     Resume,
     Seed,
+    check_apart,
     check_device,
     check_new,
     in_force,
@@ -58,6 +59,7 @@ def teachers(
 
     one_of("--preset", preset, PRESETS)
     check_device(device)
+    check_apart({"--output": output}, json, config=config)
     check_new(json, "--json", force)
     plan = settled(ctx, PRESETS[preset].plan, assignments, only=SETTINGS)
     kept = in_force(ctx, plan, only=SETTINGS)
