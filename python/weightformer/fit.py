@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from weightformer import bounds
+from weightformer import bounds, divergence
 from weightformer.finetune import distillation_loss
 from weightformer.model import StudentModel
 from weightformer.state import State
@@ -79,17 +80,21 @@ class Recipe:
 class Diverged(FloatingPointError):
     """The loss or a gradient is not finite.
 
-    The message names the step, the layer (the first predicted weight or the first gradient that is not finite) and the
-    last good checkpoint.
+    The message names the step, the student's layer in which it happened (or the part of the model that predicts it) and
+    the last good checkpoint.
     """
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run did: the loss of every step and (step, score) of every validation, the best of them kept."""
+    """What a run did: the loss of every step and (step, score) of every validation, the best of them kept.
+
+    seconds: the time it took, with that before an interrupt (up to the checkpoint that it went on from).
+    """
 
     losses: list[float]
     validations: list[tuple[int, float]]
+    seconds: float = field(default=0.0, compare=False)
 
 
 def permute_head(
@@ -140,9 +145,9 @@ def fit(
         task: draws the next group and batch from the generator it is given.
         head: index of the classifier layer in the layout (`weightformer.rows.head`).
         validate: returns a score, higher is better, every `recipe.validate_every` steps and after the last.
-        checkpoint: file to which the state of the run goes every `recipe.checkpoint_every` steps; if it exists and
-            belongs to the same recipe, the run goes on from there and ends as if it had never stopped. Removed at the
-            end.
+        checkpoint: file to which the state of the run goes every `recipe.checkpoint_every` steps and at the end; if it
+            exists and belongs to the same recipe, the run goes on from there and ends as if it had never stopped, at
+            once where it had ended. Remove it when what the model is for has been written.
         progress: called as (steps done, steps in all, loss).
 
     Everything random follows from recipe.seed; torch's global generator is left as it was found.
@@ -156,12 +161,14 @@ def fit(
     run.resume()
     device = model.shift.device
     student = deepcopy(student).to(device).train()
+    if progress is not None and 0 < recipe.steps == run.saved:
+        progress(recipe.steps, recipe.steps, run.history.losses[-1])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while run.step < recipe.steps:
             # Dropout, here and in the student, draws from the global generator; a resumed run must draw the same.
             torch.manual_seed((recipe.seed * recipe.steps + run.step) % 2**63)
             model.train()
-            run.descend(*_step_loss(model, student, task, recipe, head, run.generator))
+            run.descend(student, *_step_loss(model, student, task, recipe, head, run.generator))
             done = run.step
             if validate is not None and (
                 done == recipe.steps or (recipe.validate_every and done % recipe.validate_every == 0)
@@ -171,14 +178,17 @@ def fit(
                 run.save()
             if progress is not None:
                 progress(done, recipe.steps, run.history.losses[-1])
-    run.finish()
-    return run.history
+    return run.finish()
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
 
 
 def _step_loss(
     model: StudentModel, student: nn.Module, task: Task, recipe: Recipe, head: int, generator: torch.Generator
-) -> tuple[Tensor, list[State]]:
-    """Return the loss of one step and the predicted students."""
+) -> tuple[Tensor, list[State], list[Example]]:
+    """Return the loss of one step, the predicted students and what each was judged on."""
     examples = [task(generator) for _ in range(recipe.groups)]
     teachers = [len(example.teachers) for example in examples]
     rows = model.pack([example.teachers for example in examples])
@@ -189,7 +199,7 @@ def _step_loss(
     if recipe.noise:
         rows = add_noise(rows, model, sum(teachers), recipe.noise, generator)
     device = rows.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
+    with _autocast(device):
         losses, predicted = [], model(rows, teachers)
         for weights, example, order in zip(predicted, examples, orders, strict=True):
             scores = functional_call(student, weights, (example.images,))
@@ -197,7 +207,7 @@ def _step_loss(
             scores = scores[:, order.argsort().to(device)].float()
             losses.append(distillation_loss(scores, example.labels, example.targets, recipe.alpha, recipe.temperature))
         loss = torch.stack(losses).mean()
-        return loss + model.penalty(rows, teachers, recipe.sparsity, recipe.shift), predicted
+        return loss + model.penalty(rows, teachers, recipe.sparsity, recipe.shift), predicted, examples
 
 
 class _Run:
@@ -218,6 +228,7 @@ class _Run:
         self.history = History([], [])
         self.best: dict[str, Tensor] | None = None
         self.saved: int | None = None  # step of the checkpoint
+        self.begun = time.perf_counter()
 
     def _rate(self, step: int) -> float:
         if step < self.recipe.warmup:
@@ -229,20 +240,24 @@ class _Run:
     def step(self) -> int:
         return len(self.history.losses)
 
-    def descend(self, loss: Tensor, predicted: list[State]) -> None:
+    @property
+    def seconds(self) -> float:
+        """The time that the run took so far, in this process and in those before it."""
+        return self.history.seconds + time.perf_counter() - self.begun
+
+    def descend(self, student: nn.Module, loss: Tensor, predicted: list[State], examples: list[Example]) -> None:
         value = loss.item()
         if not math.isfinite(value):
-            bad = (name for student in predicted for name, t in student.items() if not t.isfinite().all())
-            name = next(bad, None)
-            where = "all predicted weights are finite" if name is None else f"the predicted {name} is not finite"
-            raise self._diverged(f"the loss is {value}, {where}")
+            images, targets = [e.images for e in examples], [e.targets for e in examples]
+            with _autocast(loss.device):
+                where = divergence.of_loss(self.model, student, predicted, images, targets)
+            raise self._diverged(f"the loss is {value}: {where}")
         self.optimizer.zero_grad()
+        divergence.watch(predicted)
         loss.backward()
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        norm = get_total_norm(gradients.values())
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if not math.isfinite(norm.item()):
-            bad = (name for name, gradient in gradients.items() if not gradient.isfinite().all())
-            raise self._diverged(f"the gradient of {next(bad, 'all parameters together')} is not finite")
+            raise self._diverged(divergence.of_gradient(self.model, predicted))
         clip_grads_with_norm_(self.model.parameters(), self.recipe.clip, norm)
         self.optimizer.step()
         self.schedule.step()
@@ -250,7 +265,7 @@ class _Run:
 
     def _diverged(self, reason: str) -> Diverged:
         self._restore_best()
-        kept = "no checkpoint was kept"
+        kept = "no checkpoint was kept" if self.path is None else "there is no checkpoint yet"
         if self.saved is not None:
             kept = f"the last good checkpoint, of step {self.saved}, is {self.path}"
         return Diverged(f"fit: step {self.step + 1}: {reason}; lower the learning rate or check the data; {kept}")
@@ -276,6 +291,7 @@ class _Run:
             "generator": self.generator.get_state(),
             "losses": self.history.losses,
             "validations": self.history.validations,
+            "seconds": self.seconds,
             "best": self.best,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +309,7 @@ class _Run:
         remedy = "remove it or give another name"
         try:
             state = dict(torch.load(self.path, weights_only=True, map_location=self.model.shift.device))
-            recipe, model = state["recipe"], state["model"]
+            recipe, model, seconds = state["recipe"], state["model"], float(state["seconds"])
         except Exception as error:  # a damaged file can fail the reader in any way
             raise ValueError(f"fit: checkpoint: {self.path} is damaged or no checkpoint of fit; {remedy}") from error
         if recipe != asdict(self.recipe):
@@ -303,7 +319,7 @@ class _Run:
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
-        self.history = History(state["losses"], state["validations"])
+        self.history, self.begun = History(state["losses"], state["validations"], seconds), time.perf_counter()
         self.schedule.last_epoch = self.step
         self.best = state["best"]
         self.saved = self.step
@@ -317,7 +333,9 @@ class _Run:
             for name, t in own.items()
         )
 
-    def finish(self) -> None:
+    def finish(self) -> History:
+        if self.saved != self.recipe.steps:
+            self.save()
+            self.history = replace(self.history, seconds=self.seconds)
         self._restore_best()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        return self.history

@@ -1,4 +1,4 @@
-"""Small real models of timm and transformers with random weights, and what a patched one is compared by."""
+"""Real models of timm and transformers with random weights, most of them small, and how a patched one is judged."""
 
 from __future__ import annotations
 
@@ -130,6 +130,34 @@ CASES: dict[str, Case] = {
     "t5, numbers to add": Case(t5_small, words_with_numbers_to_add, 3),
     "t5, eager, mask": Case(lambda: t5_small("eager"), masked_words, 3),
     "mt5, mask": Case(mt5_small, masked_words, 3),
+}
+
+
+def full(name: str, size: int, replaced: int, **options: Any) -> Case:
+    """A model as timm defines it, with one picture of the size that it was made for."""
+    return Case(
+        lambda: timm.create_model(name, **options),
+        lambda: {"x": torch.randn(1, 3, size, size, dtype=torch.float64)},
+        replaced,
+    )
+
+
+def t5_small_as_published() -> nn.Module:
+    sizes = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "vocab_size": 32128}
+    return T5EncoderModel(T5Config(**sizes))
+
+
+def many_words() -> dict[str, Tensor]:
+    """One line in which distances beyond the last bucket (128) occur."""
+    return {"input_ids": torch.randint(32128, (1, 200))}
+
+
+# Nothing is made smaller here but BEiT's depth: it is the width of 768 that no other case has.
+FULL: dict[str, Case] = {
+    "beit base, whole": full("beit_base_patch16_224", 224, 2, depth=2),
+    "vit_relpos_small, whole": full("vit_relpos_small_patch16_224", 224, 12),
+    "swin v2 tiny, whole": full("swinv2_tiny_window8_256", 256, 12),
+    "t5-small, whole": Case(t5_small_as_published, many_words, 6),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.integrations.models import CASES, TOKENS, build, errors, rounding, run
+from tests.integrations.models import CASES, FULL, TOKENS, build, errors, rounding, run
 from wfkernels import dispatch
 from wfkernels.integrations import patch, unpatch
 
@@ -55,9 +55,9 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *FULL])
 def test_outputs_and_all_gradients_agree_and_unpatch_restores_bitwise(name: str) -> None:
-    case = CASES[name]
+    case = (CASES | FULL)[name]
     model, inputs = build(case), case.inputs()
     wanted, state = run(model, inputs), {n: x.clone() for n, x in model.state_dict().items()}
     modules = {path: (type(module), list(vars(module))) for path, module in model.named_modules()}

@@ -58,6 +58,12 @@ def averaged(wrap: Callable[[nn.Module], nn.Module] = lambda module: module) -> 
     return AveragedModel(wrap(module), use_buffers=True).state_dict()
 
 
+def both(average: State, online: State) -> State:
+    """What ema_pytorch.EMA calls its state."""
+    counters = {"initted": torch.tensor(True), "step": torch.tensor(7)}
+    return prefixed("online_model.", online) | prefixed("ema_model.", average) | counters
+
+
 WRAPPED: dict[str, Any] = {
     "torchvision": {"model": STATE, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
     "torchvision, averaged": {
@@ -66,6 +72,17 @@ WRAPPED: dict[str, Any] = {
     },
     "timm": {"state_dict": OTHER, "state_dict_ema": STATE, "arch": "vgg", "metric": 71.5, "version": 2},
     "timm, average not kept": {"state_dict": STATE, "state_dict_ema": None},
+    "BasicSR": {"params": OTHER, "params_ema": prefixed("module.", STATE)},
+    "BasicSR, average not kept": {"params": STATE},
+    "ema": {"model": OTHER, "ema": STATE, "opt": {"state": {}}, "args": argparse.Namespace(lr=0.1)},
+    "ema_model": {"model": OTHER, "ema_model": prefixed("module.", STATE), "step": 7},
+    "ema_state_dict": {"state_dict": OTHER, "ema_state_dict": STATE, "epoch": 3},
+    "ema, a state dict in it": {"model": OTHER, "ema": {"decay": 0.999, "state_dict": STATE}},
+    "ema without names, as torch_ema's": {"model": STATE, "ema": {"decay": 0.9, "shadow_params": list(OTHER.values())}},
+    "ema, settings only": {"state_dict": STATE, "ema": {"decay": 0.999, "every": 10}},
+    "ema-pytorch": {"model": OTHER, "ema": both(STATE, OTHER), "step": 7, "version": "1.0"},
+    "ema-pytorch, without the other network": {"model": OTHER, "ema": both(STATE, {})},
+    "ema-pytorch, the wrapper alone": both(STATE, OTHER),
     "net, as small scripts say": {"net": prefixed("module.", STATE), "acc": 95.1, "epoch": 199},
     "AveragedModel": averaged(),
     "AveragedModel of DataParallel": averaged(nn.DataParallel),
@@ -89,7 +106,10 @@ def test_the_networks_own_state_is_found(kind: str, tmp_path: Path) -> None:
     check_teachers({"w.pth": state}, network())
 
 
-@pytest.mark.parametrize("kind", ["torchvision, averaged", "timm"])
+LAST = ["torchvision, averaged", "timm", "BasicSR", "ema", "ema_model", "ema_state_dict", "ema-pytorch"]
+
+
+@pytest.mark.parametrize("kind", [*LAST, "ema-pytorch, the wrapper alone"])
 def test_the_last_weights_are_there_for_who_does_not_want_their_average(kind: str, tmp_path: Path) -> None:
     torch.save(WRAPPED[kind], tmp_path / "w.pth")
     assert equal(load(tmp_path / "w.pth", ema=False), OTHER)
@@ -101,12 +121,20 @@ def test_prefixes_are_taken_off_in_safetensors_too(kind: str, tmp_path: Path) ->
     assert equal(load(tmp_path / "w.safetensors"), STATE)
 
 
+def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["model"] = endless["ema"] = endless["net"] = endless
+    torch.save(endless, tmp_path / "w.pth")
+    assert "holds no dict of tensors" in refusal(tmp_path / "w.pth", lambda: load(tmp_path / "w.pth"))
+
+
 KEPT: dict[str, tuple[Any, list[str]]] = {
     "model., not of Lightning": ({"state_dict": {"model.w": torch.ones(2)}}, ["model.w"]),
     "Lightning, two parts": ({"state_dict": {"model.w": torch.ones(2), "loss.w": torch.ones(2)}, **LIGHTNING}, []),
     "n_averaged of another shape": ({"module.w": torch.ones(2), "n_averaged": torch.ones(2)}, []),
     "n_averaged beside other names": ({"w": torch.ones(2), "n_averaged": torch.tensor(2)}, []),
     "n_averaged alone": ({"n_averaged": torch.tensor(2)}, []),
+    "ema_model., not of ema-pytorch": ({"ema_model.w": torch.ones(2), "head.w": torch.ones(2)}, []),
 }
 
 

@@ -113,6 +113,48 @@ def test_running_statistics_are_re_estimated_and_the_rest_is_as_predicted(predic
     assert torch.equal(raw["conv1.weight"], student["conv1.weight"])
 
 
+def test_other_images_give_other_running_statistics_and_nothing_else(predictor: Predictor) -> None:
+    others = 3 * images(25) + 1
+    for given in (predictor, made(calibrated=False)):
+        student = given.calibrated(others.double())(POOL[1:])
+        expected = evaluate.recalibrate(evaluate.with_state(network(0), predictor(POOL[1:])), others)
+        assert equal(student, expected.state_dict())
+    assert predictor.calibration is not None and len(predictor.calibration) == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (images(5)[0], "expected images [n, C, 8, 8] for vgg, got [1, 8, 8]"),
+        (images(0), "expected images [n, C, 8, 8] for vgg, got [0, 1, 8, 8]"),
+        (torch.zeros(5, 1, 8, 14), "expected images [n, C, 8, 8] for vgg, got [5, 1, 8, 14]"),
+        (torch.zeros(5, 3, 8, 8), "vgg takes no images [5, 3, 8, 8]"),
+        (torch.zeros(5, 1, 8, 8, dtype=torch.uint8), "floating point, prepared as for the teachers, got torch.uint8"),
+        (images(5) / 0, "without NaN or Inf"),
+        (torch.full((5, 1, 8, 8), 1e300, dtype=torch.float64), "without NaN or Inf"),
+    ],
+    ids=["no channels", "none", "size", "channels", "raw pixels", "inf", "inf as float32"],
+)
+def test_images_that_the_architecture_does_not_take_are_refused(
+    predictor: Predictor, given: Tensor, reason: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        predictor.calibrated(given)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has"), [("vgg", True), ("resnet", True), ("mlp", False), ("vit", False), ("timm:test_vit", False)]
+)
+def test_images_are_for_networks_with_running_statistics(architecture: str, has: bool) -> None:
+    of = rows.layout(architectures.create(architecture, seed=0))
+    predictor = Predictor(WeightFormer(of, preset("shared-init").but(**TINY)), architecture, {})
+    assert predictor.has_running_statistics() == has
+    if not has:
+        with pytest.raises(ValueError, match="has no BatchNorm with running statistics"):
+            predictor.calibrated(torch.zeros(2, 1, 14, 14))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_student_has_the_teachers_dtype_and_loads_strictly(predictor: Predictor, dtype: torch.dtype) -> None:
     group = [{n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()} for state in POOL[1:]]

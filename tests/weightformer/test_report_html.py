@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from markupsafe import escape
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ABOUT = report.About(83.2, {"torch": "2.0", "python": "3.11"}, 1, "weightformer demo --seed 0")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     " --disable-component-update --disable-sync"
@@ -66,12 +67,31 @@ def awkward() -> Comparison:
     return found
 
 
+def absent(what: str) -> NoReturn:
+    """Skip what needs a browser; where CI is set, nobody would see that it was skipped, so fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}; CI is set, so the report must be looked at")
+    pytest.skip(what)
+
+
+@pytest.mark.parametrize(("value", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_without_a_browser_the_pages_are_skipped_but_not_in_ci(
+    value: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", value)
+    with pytest.raises(outcome, match="no Chromium"):
+        absent("no Chromium is installed")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if executable is None:
-        pytest.skip("no Chromium is installed: neither chromium, chromium-browser nor google-chrome is on the path")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+        absent(f"no Chromium is installed: none of {', '.join(CHROMIUM)} is on the path")
+    try:
+        import playwright.sync_api as playwright
+    except ImportError:
+        absent("playwright is not installed; it is part of the extra [test]")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=executable, args=ARGUMENTS.split())
         yield opened
@@ -152,6 +172,16 @@ def test_gates_facts_and_settings_are_on_the_page(special: Comparison, pages: di
     for text in ("weightformer demo --seed 0", "1\u00a0min\u00a023\u00a0s", "recipe.steps", special.facts[0][0], "2.0"):
         assert text in html
     assert str(escape(special.about)) in html
+
+
+def test_the_unit_of_a_gate_stands_behind_both_numbers() -> None:
+    found = Comparison("t", 0, 2, gates=[Gate("one prediction", 8.714, 50.0, at_most=True, unit="ms")])
+    html = report.render(found, ABOUT)
+    assert "8.71\u00a0ms</td>" in html and "at most 50\u00a0ms</td>" in html
+    console = report.console()
+    with console.capture() as captured:
+        console.print(report.show(found, 1.0))
+    assert "one prediction: 8.71 <= 50 ms holds" in captured.get()
 
 
 def test_prior_matching_takes_the_time_of_what_it_is_put_on(special: Comparison) -> None:

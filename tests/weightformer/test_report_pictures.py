@@ -11,6 +11,9 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -194,6 +197,61 @@ def check(picture: Picture) -> None:
     text = base64.b64decode(content).decode()
     assert f'width="{picture.width * 0.75:g}pt"' in text
     assert not re.search(r'(href|src)="(?!#|data:)', text)  # nothing from elsewhere
+
+
+# Numbers of things and pure numbers: what has no unit. Any other label says its unit.
+WITHOUT_UNIT = {
+    "ensemble of group", "student of group", "neuron", "weight of the neuron", "weight", "difference to the base",
+    "row", "teacher", "weight of the teacher", "gate (0 closed, 1 open)", "gate \u2212 0.880, where it started",
+    "reads", "is read", "is read (the first token: from earlier layers)",
+    "number of the reading neuron \u2212 number of the one that is read (logarithmic beyond 8)",
+}  # fmt: skip
+UNITS = re.compile(r"%|\b(images|nats|passes|seconds|steps)\b")
+
+
+def labelled(axes: Axes, axis: Axis) -> str:
+    """The label of an axis: its own, that of a panel in line with it, or that of the whole broken scale."""
+    across = axis.axis_name == "x"
+
+    def ends(of: Axes) -> tuple[float, float]:
+        box = of.get_position()
+        return (box.x0, box.x1) if across else (box.y0, box.y1)
+
+    assert axes.figure is not None
+    in_line = [other for other in axes.figure.axes if other is not axes and ends(other) == pytest.approx(ends(axes))]
+    labels = [axis.get_label_text(), *(each.get_xlabel() if across else each.get_ylabel() for each in in_line)]
+    labels += [text.get_text() for text in axes.get_figure(root=True).texts if text.get_rotation() == 90 and not across]
+    return next((label for label in labels if label), "")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_axis_with_numbers_has_a_label_and_a_unit_where_there_is_one(case: str, figures: list[Figure]) -> None:
+    made = pictures.of_results(CASES[case]) + pictures.of_gates(CASES[case])
+    for figure, picture in zip(figures, made, strict=True):
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if any(tick.get_visible() and tick.get_text() for tick in axis.get_ticklabels()):
+                    label = labelled(axes, axis)
+                    assert label in WITHOUT_UNIT or UNITS.search(label), f"{picture.title}: {axis.axis_name}: {label!r}"
+
+
+# Okabe and Ito, https://jfly.uni-koeln.de/color; cividis: Nunez et al. 2018; RdBu: colorbrewer2.org says it is safe.
+PALETTE = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
+MAPS = {"cividis", "cividis_r", "RdBu", "RdBu_r"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_colour_is_one_that_colour_blind_readers_can_tell_from_the_others(
+    case: str, figures: list[Figure]
+) -> None:
+    made = pictures.of_results(CASES[case]) + pictures.of_gates(CASES[case])
+    for figure, picture in zip(figures, made, strict=True):
+        maps = [image.cmap for axes in figure.axes for image in axes.images]
+        assert {found.name for found in maps} <= MAPS, picture.title
+        of_maps = {to_hex(color) for found in maps for color in found(range(found.N))}
+        drawn = set(re.findall(r"#[0-9a-f]{6}\b", base64.b64decode(picture.source.split(",", 1)[1]).decode()))
+        grey = {color for color in drawn if color[1:3] == color[3:5] == color[5:7]}
+        assert drawn - grey - of_maps <= PALETTE, picture.title
 
 
 def test_the_same_comparison_gives_the_same_bytes() -> None:

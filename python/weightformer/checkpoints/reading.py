@@ -1,7 +1,8 @@
 """From a path to a state dict: which file is meant, what format it has, and what its wrappers are.
 
 Training scripts do not save `model.state_dict()` alone. Taken off are the dicts and the prefixes that PyTorch
-(DataParallel, torch.compile, swa_utils.AveragedModel), torchvision, timm and Lightning put around it.
+(DataParallel, torch.compile, swa_utils.AveragedModel), torchvision, timm, BasicSR, ema-pytorch and Lightning put around
+it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from weightformer.checkpoints.error import CheckpointError, one_line
 from weightformer.checkpoints.writing import SUFFIX
 
 # Where training scripts put the state dict inside the file, the more specific name first; the averaged weights are the
-# ones that timm and torchvision evaluate.
-_AVERAGED = ("state_dict_ema", "model_ema")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# ones that those scripts evaluate.
+_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema_model", "ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+_DEEPEST = 4  # dicts in dicts; a pickle may hold one that holds itself
 # What the hub's libraries write into a folder, in the order in which they look for it.
 _IN_FOLDERS = (
     "model.safetensors",
@@ -45,8 +47,11 @@ def load(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str, Tensor]
     The content decides the format of a file. Of several shards, their index (`*.index.json`) or the folder with
     `model.safetensors`, `pytorch_model.bin` or an index of either is given. Taken off are
 
-    * dicts: "state_dict", "model_state_dict", "model" and "net"; before them "state_dict_ema" and "model_ema", the
-      averaged weights that timm and torchvision keep beside the others, unless `ema` is False;
+    * dicts: "state_dict", "model_state_dict", "model", "net" and "params"; before them the averaged weights that are
+      kept beside the others, unless `ema` is False: "state_dict_ema", "ema_state_dict", "model_ema", "params_ema",
+      "ema_model" and "ema", where there are named tensors in it;
+    * the network that ema-pytorch averages beside the average: of "ema_model." and "online_model." the first, and with
+      `ema` False the second;
     * in names: "_orig_mod." (torch.compile) anywhere, "module." (DataParallel, AveragedModel with its counter
       "n_averaged") before every name and, in a checkpoint of Lightning, "model." or "net." before every name.
 
@@ -63,6 +68,7 @@ def load(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str, Tensor]
         content = _read(path)
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     state = _tensors(path, _unwrapped(content, (*_AVERAGED, *_WRAPPERS) if ema else _WRAPPERS))
+    state = _one_of_two(state, ema)
     return _plain_names(path, state, ("module.", "model.", "net.") if lightning else ("module.",))
 
 
@@ -150,14 +156,28 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
-def _unwrapped(content: Any, wrappers: tuple[str, ...]) -> Any:
-    """Return what lies inside the dicts that training scripts put around a state dict."""
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in wrappers if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+def _unwrapped(content: Any, wrappers: tuple[str, ...], depth: int = _DEEPEST) -> Any:
+    """Return what lies inside the dicts that training scripts put around a state dict.
+
+    A dict without tensors is passed over: under "ema", some keep a decay and a list of weights without names.
+    """
+    if isinstance(content, Mapping) and depth:
+        for name in wrappers:
+            inner = _unwrapped(content.get(name), wrappers, depth - 1)
+            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+                return inner
     return content
+
+
+def _one_of_two(state: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
+    """Return the average, or the network beside it, of a state dict of ema-pytorch's EMA; any other as it is."""
+    average, online = "ema_model.", "online_model."
+    others = [name for name in state if not name.startswith((average, online))]
+    if len(others) == len(state) or not set(others) <= {"initted", "step"}:
+        return state
+    chosen = average if ema else online
+    found = {name.removeprefix(chosen): tensor for name, tensor in state.items() if name.startswith(chosen)}
+    return found or state
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
