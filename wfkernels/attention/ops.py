@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wfkernels import autocast, dispatch
-from wfkernels.attention import cpp, reference, validate
+from wfkernels.attention import cpp, reference, triton_launch, validate
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.bucket import BucketTable
 from wfkernels.judge import Contract, named
@@ -57,12 +57,14 @@ def _parts(*inputs: Any) -> Mapping[str, Mapping[str, Tensor]]:
 
 dispatch.register(
     "attention",
+    dispatch.Implementation("triton", triton_launch.forward, triton_launch.why_not),
     dispatch.Implementation("cpp", cpp.forward, cpp.why_not),
     dispatch.Implementation("reference", reference.forward, dispatch.always),
     contract=Contract(named("out", "lse"), values=_values),
 )
 dispatch.register(
     "attention_backward",
+    dispatch.Implementation("triton", triton_launch.backward, triton_launch.why_not_backward),
     dispatch.Implementation("cpp", cpp.backward, cpp.why_not_backward),
     dispatch.Implementation("reference", reference.backward, dispatch.always),
     contract=Contract(

@@ -1,0 +1,91 @@
+"""The Triton attention without a GPU: its kernels in Triton's interpreter, its choice, and what it launches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.attention import aot, interpreted
+from tests.attention.cases import CASES, Case, build
+from wfkernels import attention, dispatch
+from wfkernels.attention import triton_launch, triton_schedule
+from wfkernels.attention.arguments import Arguments
+from wfkernels.attention.triton_arguments import problem
+from wfkernels.dispatch import ImplementationError
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("part", range(interpreted.PARTS))
+def test_calls_are_no_worse_than_eager(part: int) -> None:
+    """In a process of its own: triton decides when it is imported whether it interprets."""
+    command = [sys.executable, "-m", "tests.attention.interpreted", str(part)]
+    found = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, f"{found.stdout[-5000:]}\n{found.stderr[-3000:]}"
+
+
+def test_it_wants_a_gpu() -> None:
+    call = build(CASES["dense"], dtype=torch.float32)
+    with pytest.raises(ImplementationError, match=r"it needs an NVIDIA GPU \(sm_80 or newer\) and these .* lie on cpu"):
+        call.run(attention, impl="triton")
+
+
+def test_auto_does_not_choose_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    args = build(CASES["dense"], dtype=torch.float32).arguments()
+    reason = dispatch.verdicts("attention", *args)["triton"]
+    assert reason is not None and "only where impl names it" in reason
+    assert dispatch.verdicts("attention", *args[:-1], "triton")["triton"] is None
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "words"),
+    [
+        (CASES["dense"], torch.float64, "float32, float16 and bfloat16, not torch.float64"),
+        (Case(width=257), torch.float32, "heads are at most 256 wide and these are 257"),
+    ],
+)
+def test_what_it_refuses(case: Case, dtype: torch.dtype, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    args = (*build(case, dtype=dtype).arguments()[:-1], "triton")
+    assert words in str(dispatch.verdicts("attention", *args)["triton"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_tile_of_every_sequence_is_scheduled_once(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 9, (1 + seed % 7,), generator=g)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to((torch.int32, torch.int64)[seed % 2])
+    total = int(lengths.sum())
+    p = problem(*(torch.zeros(max(1, total), 3, 4) for _ in range(3)), Arguments(offsets=offsets), "ieee")
+    tiles, programs = triton_schedule.schedule(p, offsets, total, 4, 3)
+    assert tiles is not None and programs == 3 * tiles.sequence.numel()
+    found = [(s, t) for s, t in zip(tiles.sequence.tolist(), tiles.tile.tolist(), strict=True) if s >= 0]
+    assert sorted(found) == [(s, t) for s, n in enumerate(lengths.tolist()) for t in range(-(-n // 4))]
+    sizes = [int(lengths[s]) for s, _ in found]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("sequences", [1, 30])
+def test_launches_do_not_grow_with_the_number_of_sequences(sequences: int) -> None:
+    case = Case(lead=None, queries=(5,) * sequences, bias="full", gate="table")
+    args = build(case, dtype=torch.float32).arguments()
+    with torch.no_grad(), aot.recording(90) as launches:
+        out, lse = triton_launch.forward(*args)
+        triton_launch.backward(out, None, [True] * 5, *args[:3], out, lse, *args[3:])
+    assert [launch.name for launch in launches] == [
+        "forward",
+        "backward_delta",
+        "backward_queries",
+        "backward_keys",
+        "backward_dense_term",
+        "backward_table",
+    ]
