@@ -25,7 +25,7 @@ CALLS: dict[str, tuple[Callable[[], Arguments], list[str]]] = {
     "attention": (attention.ragged, ["attention"]),
     "embedding": (rooms.embedding, ["embedding"]),
     "pack": (rows.pack, ["rows_pack"]),
-    "predict": (predict.good("bucketed"), ["embedding", "attention", "residual_norm", "projection"]),
+    "predict": (predict.good("bucketed"), ["embedding", "residual_norm", "attention", "projection"]),
     "projection": (rooms.projection, ["projection"]),
     "residual_norm": (rooms.residual_norm, ["residual_norm"]),
     "scaled_dot_product_attention": (
@@ -124,7 +124,7 @@ def test_explain_a_public_function_by_name() -> None:
     lines = wfkernels.explain("pack", teachers, LAYOUT)
     assert lines.splitlines() == [
         "rows_pack: reference; not cpp: it does not know torch.float8_e5m2; cast to float32 first",
-        "switches: WFKERNELS_IMPL=auto, WFKERNELS_CHECK=0, WFKERNELS_CPU_ISA=best",
+        "switches: WFKERNELS_IMPL=auto, WFKERNELS_CHECK=0, WFKERNELS_CPU_ISA=best, WFKERNELS_TF32=0",
     ]
 
 
@@ -132,7 +132,9 @@ def test_explain_a_callable_with_its_gradient(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compiled, "why_not", lambda part: "not built")
     teacher = torch.ones(2, 3, requires_grad=True)
     lines = wfkernels.explain(lambda: wfkernels.pack([[teacher]], LAYOUT).sum().backward())
-    assert lines.splitlines()[:-1] == ["rows_pack: reference; not cpp: not built", "rows_pack_backward: reference"]
+    assert lines.splitlines()[:-1] == [
+        f"{op}: reference; not cpp: not built" for op in ("rows_pack", "rows_pack_backward")
+    ]
 
 
 @pytest.mark.parametrize("name", functions())
@@ -146,7 +148,9 @@ def test_explain_says_which_switches_are_in_force(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(env.IMPL.name, "reference")
     monkeypatch.setenv(env.CHECK.name, "1")
     lines = wfkernels.explain("pack", [[torch.ones(2, 3)]], LAYOUT).splitlines()
-    assert lines[-1] == "switches: WFKERNELS_IMPL=reference, WFKERNELS_CHECK=1, WFKERNELS_CPU_ISA=best"
+    assert (
+        lines[-1] == "switches: WFKERNELS_IMPL=reference, WFKERNELS_CHECK=1, WFKERNELS_CPU_ISA=best, WFKERNELS_TF32=0"
+    )
 
 
 def test_explain_a_call_that_cannot_run() -> None:

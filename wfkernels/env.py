@@ -62,9 +62,15 @@ CPU_ISA = Switch(
     ("best", "portable", "avx2", "avx512"),
     "the instruction set of compiled CPU kernels; one that this machine lacks is an error",
 )
+TF32 = Switch(
+    "WFKERNELS_TF32",
+    "0",
+    ("0", "1"),
+    "1: Triton kernels multiply float32 in tf32, with 10 bits of mantissa instead of 23; faster, and far less exact",
+)
 SKIP_CPP_BUILD = Switch("WFKERNELS_SKIP_CPP_BUILD", "0", ("0", "1"), "1: build no C++ extension", build=True)
 SKIP_CUDA_BUILD = Switch(
     "WFKERNELS_SKIP_CUDA_BUILD", "0", ("0", "1"), "1: build no CUDA extension, even where nvcc is found", build=True
 )
 
-SWITCHES = (IMPL, CHECK, CPU_ISA, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)
+SWITCHES = (IMPL, CHECK, CPU_ISA, TF32, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)

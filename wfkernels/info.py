@@ -27,6 +27,7 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "compiled": {part.name: _part(part) for part in (compiled.CPP, compiled.CUDA)},
+        "build": collect_build(),
         "ops": {device: _ops(device) for device in devices},
         "switches": {
             switch.name: {"value": switch.read(), "default": switch.default, "help": switch.help}
@@ -43,6 +44,7 @@ def text(report: dict[str, Any]) -> str:
     for name, part in report["compiled"].items():
         toolkit = f" with CUDA {part['toolkit']}" if part.get("toolkit") else ""
         lines.append(f"{name} part: " + (f"not loaded: {part['why_not']}" if part["why_not"] else f"built{toolkit}"))
+    lines.append(f"build: {_build_text(report['build'])}")
     for device, ops in report["ops"].items():
         lines.append(f"ops on {device}:")
         for op, choice in ops.items():
@@ -68,6 +70,22 @@ def _part(part: compiled.Part) -> dict[str, str | None]:
         number = ctypes.CDLL(str(part.path)).wfkernels_cuda_toolkit()
         report["toolkit"] = f"{number // 1000}.{number % 1000 // 10}"
     return report
+
+
+def collect_build() -> dict[str, Any]:
+    try:
+        import wfkernels._internals as internals
+    except ImportError as error:
+        command = f"pip install pybind11, then {compiled.BUILD_COMMAND} in a checkout"
+        return {"why_not": f"not known ({error}); everything else works without; run {command}"}
+    return {**internals.build(), "why_not": None}
+
+
+def _build_text(facts: dict[str, Any]) -> str:
+    if facts["why_not"] is not None:
+        return str(facts["why_not"])
+    sets = (name if runs else f"{name} (not this processor)" for name, runs in facts["instruction_sets"].items())
+    return f"{facts['compiler']}; {', '.join(sets)}; CUDA {' '.join(facts['cuda_architectures']) or 'none'}"
 
 
 def _ops(device: str) -> dict[str, dict[str, Any]]:

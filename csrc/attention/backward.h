@@ -140,8 +140,10 @@ WFKERNELS_FUNCTION void backward_rows(
     if (p.is_causal && column > last) break;
     const int64_t columns = smaller(kTileColumns, sequence.keys - column);
     const int64_t width = smaller(kTileColumns, sequence.padded_keys - column);
-    for (int64_t first = 0; first < rows.count; first += kTileRows) {
-      const Tile tile{rows.begin + first, smaller(kTileRows, rows.count - first), column, columns, width};
+    // Tiles begin at multiples of their height, whatever row the item begins at.
+    for (int64_t first = 0, count; first < rows.count; first += count) {
+      count = smaller(kTileRows - (rows.begin + first) % kTileRows, rows.count - first);
+      const Tile tile{rows.begin + first, count, column, columns, width};
       const TileState state = state_of(p, sequence, head, tile, of_rows);
       if (state == TileState::kSkipped) continue;
       const T* query = rows.query + first * p.padded_width;
@@ -192,7 +194,7 @@ void backward_item(const Problem& p, const Item& item, void* memory) {
     for (int64_t head = item.head_begin; head < item.head_end; ++head) {
       const int64_t key_head = head / sharing;
       T* sums = static_cast<T*>(p.sums) + sequence.first_sum * (p.padded_width + p.padded_value_width) +
-          ((item.chunk - sequence.first_chunk) * p.key_heads + key_head) * size;
+          ((item.chunk - sequence.first_chunk) * p.sum_heads + key_head - p.first_sum_head) * size;
       if (head % sharing == 0 && (p.need_key || p.need_value)) memset(sums, 0, size * sizeof(T));
       for (rows.begin = begin; rows.begin < end; rows.begin += kCachedRows) {
         rows.count = smaller(kCachedRows, end - rows.begin);
@@ -217,14 +219,14 @@ void finish_keys(const Problem& p, int64_t number, int64_t key_head, void* memor
   const Sequence& sequence = p.sequences[number];
   const int64_t both = p.padded_width + p.padded_value_width;
   const int64_t size = sequence.padded_keys * both;
-  const T* sums = static_cast<const T*>(p.sums) + sequence.first_sum * both + key_head * size;
+  const T* sums = static_cast<const T*>(p.sums) + sequence.first_sum * both + (key_head - p.first_sum_head) * size;
   T* total = static_cast<T*>(memory);
   const auto finish = [&](int64_t width, int64_t padded_width, int64_t offset, const Tokens& to, int64_t first) {
     for (int64_t key = 0; key < sequence.keys; ++key) {
       for (int64_t j = 0; j < padded_width; j += kLanes<T>) {
         Vector<T> sum{};
         for (int64_t chunk = 0; chunk < sequence.chunks; ++chunk)
-          sum += load(sums + chunk * p.key_heads * size + offset + key * padded_width + j);
+          sum += load(sums + chunk * p.sum_heads * size + offset + key * padded_width + j);
         store(total + j, sum);
       }
       write(total, width, to, first + key_head * to.head + key * to.token);

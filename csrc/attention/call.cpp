@@ -18,6 +18,8 @@ namespace {
 
 // Entries of an expanded table, beyond which positions lie too far apart for one.
 constexpr int64_t kMostExpanded = int64_t(1) << 21;
+// Entries of a table that is written out by pairs of tokens: what a cache of some MB holds.
+constexpr int64_t kMostWrittenOut = int64_t(1) << 20;
 
 Number number_of(ScalarType type) {
   switch (type) {
@@ -169,6 +171,8 @@ void Call::read_term(const GivenTerm& given, Table& table, int64_t Sequence::*fi
     term.row = dimension(tensor, 2).second;
     term.column = dimension(tensor, 1).second;
     term.from_table_row = ragged_;
+    term.end = 1;
+    for (int64_t d = 0; d < tensor.dim(); ++d) term.end += (tensor.size(d) - 1) * tensor.stride(d);
     const std::vector<int64_t> firsts = first_elements(tensor, 3);
     for (size_t i = 0; i < sequences_.size(); ++i) sequences_[i].*first = firsts[i];
     return;
@@ -186,6 +190,42 @@ void Call::read_term(const GivenTerm& given, Table& table, int64_t Sequence::*fi
   term.position = integers(given.position);
   term.diagonal_open = given.diagonal_open;
   wide() ? expand<double>(table) : expand<float>(table);
+  const double diagonal = first == &Sequence::gate ? 1 : 0;
+  const double pairs = static_cast<double>(term.heads) * static_cast<double>(query_.size(query_.dim() - 2)) *
+      static_cast<double>(key_.size(key_.dim() - 2));
+  const bool from_first = std::all_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.row == 0; });
+  const bool shared = term.expanded && !ragged_ && sequences_.size() > 1 && from_first;
+  if (shared && pairs <= static_cast<double>(kMostWrittenOut))
+    wide() ? write_out<double>(table, diagonal) : write_out<float>(table, static_cast<float>(diagonal));
+}
+
+// Writes out a small table by pairs of tokens, which many sequences of a dense call share.
+template <typename T>
+void Call::write_out(Table& table, T diagonal) {
+  const Sequence& any = sequences_.front();
+  Term& term = table.term;
+  table.pairs = term;
+  table.dense = buffer(term.heads * any.queries * any.padded_keys);
+  T* to = static_cast<T*>(table.dense.data());
+  const T* expanded = static_cast<const T*>(term.expanded);
+  for (int64_t head = 0; head < term.heads; ++head)
+    for (int64_t i = 0; i < any.queries; ++i, to += any.padded_keys) {
+      for_each_run(term, head, i, any.keys, [&](int64_t from, int64_t end, int64_t place) {
+        std::copy_n(expanded + place, end - from, to + from);
+      });
+      std::fill(to + any.keys, to + any.padded_keys, diagonal);
+      if (term.diagonal_open && i < any.keys) to[i] = diagonal;
+    }
+  Term dense;
+  dense.kind = TermKind::kDense;
+  dense.data = static_cast<char*>(table.dense.data());
+  dense.type = wide() ? Number::kDouble : Number::kFloat;
+  dense.heads = problem_.heads;
+  dense.head = term.heads == 1 ? 0 : any.queries * any.padded_keys;
+  dense.row = any.padded_keys;
+  dense.column = 1;
+  dense.end = term.heads * any.queries * any.padded_keys;
+  term = dense;
 }
 
 // Writes out a table by the difference of positions, and where runs of neighbouring keys end.
@@ -276,6 +316,40 @@ int64_t Call::scratch_bytes(bool for_backward) const {
   return elements * (wide() ? sizeof(double) : sizeof(float));
 }
 
+// Returns every tile of rows of every head, those with the most keys first: no thread is left alone with one at the end.
+std::vector<Item> Call::row_tiles(int64_t heads) const {
+  std::vector<Item> items;
+  for (int64_t s = 0; s < static_cast<int64_t>(sequences_.size()); ++s)
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t row = 0; row < sequences_[s].queries; row += kTileRows)
+        items.push_back({s, 1, row, std::min(row + kTileRows, sequences_[s].queries), head, head + 1, 0, 0});
+  std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {
+    return sequences_[a.first_sequence].keys > sequences_[b.first_sequence].keys;
+  });
+  return items;
+}
+
+// Finds the tiles that can be left out, once for all heads where bias and gate are the same for all.
+void Call::look_at_tiles() {
+  Problem& p = problem_;
+  const auto alike = [](const Term& term) {
+    return term.kind == TermKind::kNone || (term.kind == TermKind::kDense ? term.head == 0 : term.heads == 1);
+  };
+  if (!alike(p.bias) || !alike(p.gate) || (p.bias.kind == TermKind::kNone && p.gate.kind == TermKind::kNone)) return;
+  int64_t count = 0;
+  for (Sequence& s : sequences_) {
+    s.first_state = count;
+    count += (s.queries + kTileRows - 1) / kTileRows * ((s.keys + kTileColumns - 1) / kTileColumns);
+  }
+  states_.resize(count);
+  p.states = states_.data();
+  const std::vector<Item> items = row_tiles(1);
+  const auto look = kernels_of(options_.isa).attention_look[wide()];
+  for_each_free(static_cast<int64_t>(items.size()), scratch_bytes(false), [&](int64_t i, void* scratch) {
+    look(p, items[i], scratch);
+  });
+}
+
 std::tuple<Tensor, Tensor> Call::forward() {
   Problem& p = problem_;
   std::vector<int64_t> shape(query_.sizes().begin(), query_.sizes().end() - 1);
@@ -285,17 +359,9 @@ std::tuple<Tensor, Tensor> Call::forward() {
   place(out, p.out, &Sequence::out, false);
   place_lse(lse);
   pack(false);
+  look_at_tiles();
 
-  std::vector<Item> items;
-  for (size_t s = 0; s < sequences_.size(); ++s)
-    for (int64_t head = 0; head < p.heads; ++head)
-      for (int64_t row = 0; row < sequences_[s].queries; row += kTileRows)
-        items.push_back(
-            {static_cast<int64_t>(s), 1, row, std::min(row + kTileRows, sequences_[s].queries), head, head + 1, 0, 0});
-  // The longest first, so that no thread is left alone with one at the end.
-  std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {
-    return sequences_[a.first_sequence].keys > sequences_[b.first_sequence].keys;
-  });
+  const std::vector<Item> items = row_tiles(p.heads);
   const auto run = kernels_of(options_.isa).attention_forward[wide()];
   for_each_free(static_cast<int64_t>(items.size()), scratch_bytes(false), [&](int64_t i, void* scratch) {
     run(p, items[i], scratch);

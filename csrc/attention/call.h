@@ -51,6 +51,21 @@ Elements elements_of(const Tensor& tensor);
 // Which entry of a table an expanded one has at place t.
 int64_t entry_at(const Term& term, int64_t t);
 
+// Calls f(from, end, place) for all runs of keys of a query of a dense call: where their entries begin in the expanded
+// table.
+template <typename Function>
+void for_each_run(const Term& term, int64_t head, int64_t query, int64_t keys, const Function& f) {
+  const auto position = [&](int64_t token) { return term.position ? term.position[token] : token; };
+  for (int64_t from = 0; from < keys;) {
+    const int64_t end = term.run_end && term.run_end[from] < keys ? term.run_end[from] : keys;
+    int64_t cell = head;
+    cell = cell * term.groups * term.groups + (term.group ? term.group[query] * term.groups + term.group[from] : 0);
+    cell = cell * term.segments + (term.segment ? term.segment[query] == term.segment[from] : 0);
+    f(from, end, cell * term.span + position(from) - position(query) + term.range);
+    from = end;
+  }
+}
+
 class Call {
  public:
   Call(Tensor query, Tensor key, Tensor value, GivenTerm bias, GivenTerm gate, GivenLengths lengths, Options options);
@@ -65,7 +80,8 @@ class Call {
   struct Table {
     GivenTerm given;
     Term term;
-    Buffer table, expanded;
+    Term pairs;  // the same by pairs of tokens, where `term` was written out as dense
+    Buffer table, expanded, dense;
     std::vector<int64_t> run_end;
   };
   bool wide() const { return type_ == ScalarType::Double; }
@@ -75,16 +91,23 @@ class Call {
   void read_term(const GivenTerm& given, Table& table, int64_t Sequence::*first);
   template <typename T>
   void expand(Table& table);
+  template <typename T>
+  void write_out(Table& table, T diagonal);
   void place(const Tensor& tensor, Tokens& tokens, int64_t Sequence::*first, bool of_keys);
   void place_lse(const Tensor& lse);
   void pack(bool for_backward);
   int64_t scratch_bytes(bool for_backward) const;
+  std::vector<Item> row_tiles(int64_t heads) const;
+  void look_at_tiles();
   void place_gradient(const Table& table, bool need, TermGradient& gradient, int64_t Sequence::*first);
   std::vector<int64_t> group_sequences(bool by_bias, bool by_gate);
   std::vector<Item> divide(bool by_bias, bool by_gate);
   std::vector<int64_t> fill_bins(std::vector<Item>& items) const;
   void open_gradient(const Table& table, bool need, TermGradient& gradient, OptionalTensor& sums) const;
   Tensor fold(const Table& table, const Tensor& sums) const;
+  template <typename T>
+  Tensor fold_pairs(const Table& table, const Tensor& sums) const;
+  Tensor by_entry(const Table& table, const Term& term, const std::vector<double>& sums) const;
   Tensor close_gradient(const Table& table, const OptionalTensor& sums) const;
 
   Tensor query_, key_, value_;
@@ -96,6 +119,7 @@ class Call {
   int64_t packed_keys_ = 0;
   Table bias_, gate_;
   Buffer key_columns_, key_rows_, value_columns_, value_rows_;
+  std::vector<uint8_t> states_;
   Problem problem_{};
 };
 

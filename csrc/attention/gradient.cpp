@@ -1,10 +1,10 @@
 // The backward call: which work belongs together so that every sum has one owner, and the sums over what is left.
 //
 // Sequences that share a bias or gate whose gradient is wanted form a group. A group's rows are cut into chunks that
-// depend on the shapes alone; an item is one chunk with all the sequences of the group and one key head, or all heads
-// where they share the gradient. So the gradient of every entry of a dense term is added up by one item. Gradients of
-// tables are added up in bins, runs of items in a fixed order; those of keys and values per chunk. No result depends on
-// the number of threads.
+// depend on the shapes alone; an item is one chunk with all the sequences of the group and one key head. Where heads share
+// the gradient, one head is done after another. So the gradient of every entry of a dense term is added up by one item at
+// a time, in a fixed order. Gradients of tables are added up in bins, runs of items in a fixed order; those of keys and
+// values per chunk. No result depends on the number of threads.
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -49,6 +49,13 @@ double cost_of(const Sequence& s) { return 1 + static_cast<double>(s.queries) * 
 // Finds the strides of a term's gradient and the first element of every sequence in it.
 void Call::place_gradient(const Table& table, bool need, TermGradient& gradient, int64_t Sequence::*first) {
   if (!need || table.term.kind != TermKind::kDense) return;
+  if (table.given.lookup) {  // written out; all sequences share it
+    gradient.head = table.term.head;
+    gradient.row = table.term.row;
+    gradient.column = 1;
+    gradient.padded = true;
+    return;
+  }
   const std::vector<int64_t> strides = strides_from_end(*table.given.tensor);
   gradient.column = strides[0];
   gradient.row = strides[1];
@@ -98,8 +105,8 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
   const bool all_heads = (by_bias && p.bias_gradient.head == 0) || (by_gate && p.gate_gradient.head == 0);
   // A gradient without rows of its own would be shared by chunks.
   const bool all_rows = (by_bias && p.bias_gradient.row == 0) || (by_gate && p.gate_gradient.row == 0);
-  const int64_t key_heads = all_heads ? p.key_heads : 1, parts = p.key_heads / key_heads;
-  const int64_t heads = p.heads / p.key_heads * key_heads;
+  const int64_t sharing = p.heads / p.key_heads;
+  p.sum_heads = all_heads ? 1 : p.key_heads;
   const std::vector<int64_t> begins = group_sequences(by_bias, by_gate);
   double total = 0;
   for (const Sequence& s : sequences_) total += cost_of(s);
@@ -115,7 +122,7 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
       high = std::max(high, sequences_[s].item_row + sequences_[s].queries);
       cost += cost_of(sequences_[s]);
     }
-    const int64_t wanted = static_cast<int64_t>(cost / total * kWantedItems / static_cast<double>(parts));
+    const int64_t wanted = static_cast<int64_t>(cost / total * kWantedItems / static_cast<double>(p.sum_heads));
     const int64_t chunks = all_rows ? 1 : std::clamp<int64_t>(wanted, 1, kMostChunks);
     const int64_t rows = std::max(kTileRows, (high - low + chunks * kTileRows - 1) / (chunks * kTileRows) * kTileRows);
     for (int64_t s = first; s < first + count; ++s) {
@@ -124,11 +131,11 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
       sequence.first_chunk = from / rows;
       sequence.chunks = sequence.queries ? (from + sequence.queries - 1) / rows - sequence.first_chunk + 1 : 0;
       sequence.first_sum = p.sum_rows;
-      p.sum_rows += sequence.chunks * p.key_heads * sequence.padded_keys;
+      p.sum_rows += sequence.chunks * p.sum_heads * sequence.padded_keys;
     }
-    for (int64_t head = 0; head < p.heads; head += heads)
+    for (int64_t head = 0; head < p.sum_heads * sharing; head += sharing)
       for (int64_t chunk = 0; low + chunk * rows < high; ++chunk)
-        items.push_back({first, count, low + chunk * rows, low + (chunk + 1) * rows, head, head + heads, chunk, 0});
+        items.push_back({first, count, low + chunk * rows, low + (chunk + 1) * rows, head, head + sharing, chunk, 0});
   }
   return items;
 }
@@ -162,7 +169,8 @@ void Call::open_gradient(const Table& table, bool need, TermGradient& gradient, 
     gradient.bin = term.heads * term.cells * (term.expanded ? term.span : term.entries);
     sums = torch::stable::new_zeros(query_, {kMostBins * gradient.bin}, ScalarType::Double);
   } else {
-    sums = torch::stable::new_zeros(query_, shape_of(*table.given.tensor), type_);
+    sums = torch::stable::new_zeros(
+        query_, table.given.lookup ? std::vector<int64_t>{term.end} : shape_of(*table.given.tensor), type_);
   }
   gradient.data = sums->mutable_data_ptr();
 }
@@ -170,21 +178,45 @@ void Call::open_gradient(const Table& table, bool need, TermGradient& gradient, 
 // Adds up the bins of a table's gradient.
 Tensor Call::fold(const Table& table, const Tensor& sums) const {
   const Term& term = table.term;
+  const int64_t size = term.heads * term.cells * (term.expanded ? term.span : term.entries);
+  std::vector<double> total(size, 0.0);
+  const double* from = static_cast<const double*>(sums.const_data_ptr());
+  for (int64_t bin = 0; bin < kMostBins; ++bin)
+    for (int64_t i = 0; i < size; ++i) total[i] += from[bin * size + i];
+  return by_entry(table, term, total);
+}
+
+// Adds up the gradient of a table that was written out by pairs of tokens.
+template <typename T>
+Tensor Call::fold_pairs(const Table& table, const Tensor& sums) const {
+  const Sequence& any = sequences_.front();
+  const Term& term = table.pairs;
+  std::vector<double> total(term.heads * term.cells * term.span, 0.0);
+  const T* from = static_cast<const T*>(sums.const_data_ptr());
+  for (int64_t head = 0; head < term.heads; ++head)
+    for (int64_t i = 0; i < any.queries; ++i, from += any.padded_keys)
+      for_each_run(term, head, i, any.keys, [&](int64_t first, int64_t end, int64_t place) {
+        for (int64_t j = first; j < end; ++j)
+          if (!term.diagonal_open || j != i) total[place + j - first] += static_cast<double>(from[j]);
+      });
+  return by_entry(table, term, total);
+}
+
+// Adds up sums by difference of positions, or by entry already, to the entries of a table.
+Tensor Call::by_entry(const Table& table, const Term& term, const std::vector<double>& sums) const {
   Tensor result = torch::stable::new_zeros(query_, shape_of(*table.given.tensor), ScalarType::Double);
   double* entries = static_cast<double*>(result.mutable_data_ptr());
-  const double* from = static_cast<const double*>(sums.const_data_ptr());
-  const int64_t width = term.expanded ? term.span : term.entries, size = term.heads * term.cells * width;
-  for (int64_t i = 0; i < size; ++i) {
-    double sum = 0;
-    for (int64_t bin = 0; bin < kMostBins; ++bin) sum += from[bin * size + i];
-    entries[i / width * term.entries + (term.expanded ? entry_at(term, i % width) : i % width)] += sum;
-  }
+  const int64_t width = term.expanded ? term.span : term.entries;
+  for (int64_t i = 0; i < static_cast<int64_t>(sums.size()); ++i)
+    entries[i / width * term.entries + (term.expanded ? entry_at(term, i % width) : i % width)] += sums[i];
   return result;
 }
 
 Tensor Call::close_gradient(const Table& table, const OptionalTensor& sums) const {
   if (!sums) return torch::stable::new_empty(query_, {0});
   const ScalarType type = table.given.tensor->scalar_type();
+  if (table.term.kind == TermKind::kDense && table.given.lookup)
+    return torch::stable::to(wide() ? fold_pairs<double>(table, *sums) : fold_pairs<float>(table, *sums), type);
   if (table.term.kind == TermKind::kDense) return sums->scalar_type() == type ? *sums : torch::stable::to(*sums, type);
   return torch::stable::to(fold(table, *sums), type);
 }
@@ -225,18 +257,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> Call::backward(
   } else {
     for (size_t i = 0; i <= items.size(); ++i) runs.push_back(static_cast<int64_t>(i));
   }
+  look_at_tiles();
   const Buffer sums = buffer(p.sum_rows * (p.padded_width + p.padded_value_width));
   p.sums = sums.data();
 
   const Kernels& kernels = kernels_of(options_.isa);
-  const int64_t bytes = scratch_bytes(true);
-  for_each_free(static_cast<int64_t>(runs.size()) - 1, bytes, [&](int64_t run, void* scratch) {
-    for (int64_t i = runs[run]; i < runs[run + 1]; ++i) kernels.attention_backward[wide()](p, items[i], scratch);
-  });
-  if (p.need_key || p.need_value)
-    for_each_free(static_cast<int64_t>(sequences_.size()) * p.key_heads, bytes, [&](int64_t i, void* scratch) {
-      kernels.attention_finish[wide()](p, i / p.key_heads, i % p.key_heads, scratch);
+  const int64_t bytes = scratch_bytes(true), sequences = static_cast<int64_t>(sequences_.size());
+  for (p.first_sum_head = 0; p.first_sum_head < p.key_heads; p.first_sum_head += p.sum_heads) {
+    for_each_free(static_cast<int64_t>(runs.size()) - 1, bytes, [&](int64_t run, void* scratch) {
+      for (int64_t i = runs[run]; i < runs[run + 1]; ++i) {
+        Item item = items[i];
+        item.head_begin += p.first_sum_head * (p.heads / p.key_heads);
+        item.head_end += p.first_sum_head * (p.heads / p.key_heads);
+        kernels.attention_backward[wide()](p, item, scratch);
+      }
     });
+    if (p.need_key || p.need_value)
+      for_each_free(sequences * p.sum_heads, bytes, [&](int64_t i, void* scratch) {
+        kernels.attention_finish[wide()](p, i / p.sum_heads, p.first_sum_head + i % p.sum_heads, scratch);
+      });
+  }
   return {grad_query, grad_key, grad_value, close_gradient(bias_, bias_sums), close_gradient(gate_, gate_sums)};
 }
 

@@ -29,6 +29,7 @@ struct Term : Elements {
   // Dense: strides, 0 where it is broadcast. A ragged call counts rows from the table's first, a dense one from query 0.
   int64_t head = 0, row = 0, column = 0;
   bool from_table_row = false;
+  int64_t end = 0;  // behind the last element: up to there, what lies behind a row may be read
 
   // Bucketed. `expanded` [heads, cells, span] holds, in the kernels' own type, the entry of every difference of positions
   // key - query from -range to range, so that neighbouring keys find neighbouring entries; cell = (group of query, group
@@ -51,6 +52,7 @@ struct TermGradient {
   int64_t bin = 0;  // elements between the sums of two bins; 0 where every entry belongs to one item
   // Dense: strides, 0 where it is broadcast.
   int64_t head = 0, row = 0, column = 0;
+  bool padded = false;  // rows have room for the padding of a tile
 };
 
 struct Sequence {
@@ -66,6 +68,7 @@ struct Sequence {
   int64_t grad_query, grad_key, grad_value;
   // Sums of the gradients of keys and values: first row of Problem.sums, number of its first chunk, chunks.
   int64_t first_sum, first_chunk, chunks;
+  int64_t first_state;  // of its tiles among Problem.states
 };
 
 struct Problem {
@@ -83,9 +86,12 @@ struct Problem {
   TermGradient bias_gradient, gate_gradient;
   bool need_query, need_key, need_value;
   const Sequence* sequences;
+  // [sequence, tile of rows, tile of columns] the TileState of every tile where all heads agree on it, else null.
+  uint8_t* states;
   // Keys and values of all sequences in the kernels' own type: as tiles of columns, and as rows.
   void *key_columns, *key_rows, *value_columns, *value_rows;
-  int64_t sum_rows;
+  // Gradients of keys and values for some key heads at a time, so that memory does not grow with the heads.
+  int64_t sum_rows, sum_heads, first_sum_head;
   void* sums;  // [sum_rows, both widths] = of every sequence [chunk of a sequence, key head], of keys, then of values
 };
 

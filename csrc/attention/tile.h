@@ -24,7 +24,14 @@ WFKERNELS_INLINE uint16_t to_bfloat16(float value) {
 }
 
 template <typename T>
+constexpr Number kOwn = sizeof(T) == sizeof(float) ? Number::kFloat : Number::kDouble;
+
+template <typename T>
 WFKERNELS_FUNCTION void read(const Elements& from, int64_t first, int64_t stride, int64_t count, T* to) {
+  if (from.type == kOwn<T> && stride == 1) {
+    memcpy(to, reinterpret_cast<const T*>(from.data) + first, count * sizeof(T));
+    return;
+  }
   switch (from.type) {
     case Number::kFloat: {
       const float* source = reinterpret_cast<const float*>(from.data) + first;
@@ -131,12 +138,13 @@ template <typename T>
 WFKERNELS_INLINE const T* term_row(
     const Term& term, int64_t first, const Sequence& sequence, const Query& query, int64_t column, int64_t count,
     int64_t width, T neutral, T* scratch) {
-  constexpr Number kOwn = sizeof(T) == sizeof(float) ? Number::kFloat : Number::kDouble;
   const bool whole = count == width;
   if (term.kind == TermKind::kDense) {
     const int64_t row = term.from_table_row ? query.row : query.index;
     const int64_t place = first + query.head * term.head + row * term.row + column * term.column;
-    if (whole && term.type == kOwn && term.column == 1) return reinterpret_cast<const T*>(term.data) + place;
+    // Whatever lies behind the row is masked like all keys that are not there.
+    if (term.type == kOwn<T> && term.column == 1 && place + width <= term.end)
+      return reinterpret_cast<const T*>(term.data) + place;
     read(term, place, term.column, count, scratch);
   } else if (!term.expanded) {
     const T* table = static_cast<const T*>(term.table);
@@ -167,7 +175,8 @@ struct Tile {
 template <typename T>
 WFKERNELS_INLINE T* gradient_row(
     const Term& term, const TermGradient& gradient, int64_t place, const Query& query, const Tile& tile, T* scratch) {
-  const bool direct = term.kind == TermKind::kDense && gradient.column == 1 && tile.columns == tile.width;
+  const bool direct =
+      term.kind == TermKind::kDense && gradient.column == 1 && (tile.columns == tile.width || gradient.padded);
   if (direct) return static_cast<T*>(gradient.data) + place;
   for (int64_t j = 0; j < tile.width; ++j) scratch[j] = T(0);
   return scratch;
@@ -200,9 +209,14 @@ enum class TileState { kSkipped, kClosed, kOpen };
 
 template <typename T>
 WFKERNELS_INLINE bool all_are(const T* values, int64_t count, T value) {
-  for (int64_t j = 0; j < count; ++j)
-    if (values[j] != value) return false;
-  return true;
+  if (count > 0 && values[0] != value) return false;
+  Integers<T> others{};
+  int64_t j = 0;
+  for (; j + kLanes<T> <= count; j += kLanes<T>) others |= load(values + j) != value;
+  bool same = true;
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) same &= others[lane] == 0;
+  for (; j < count; ++j) same &= values[j] == value;
+  return same;
 }
 
 // Whether a term is one value on a whole tile. Mostly the first entry tells that it is not.
@@ -219,46 +233,74 @@ WFKERNELS_INLINE bool tile_is(
   return true;
 }
 
-// Says whether a tile is wholly forbidden, or wholly closed by its gate.
+// Looks whether a tile is wholly forbidden, or wholly closed by its gate.
 template <typename T>
-WFKERNELS_INLINE TileState state_of(
+WFKERNELS_FUNCTION TileState look_at(
     const Problem& p, const Sequence& sequence, int64_t head, const Tile& tile, T* scratch) {
   if (p.is_causal && tile.column > sequence.row + tile.index + tile.rows - 1) return TileState::kSkipped;
   if (p.bias.kind != TermKind::kNone &&
       tile_is(p.bias, sequence.bias, sequence, head, tile, kMinusInfinity<T>, T(0), scratch))
     return TileState::kSkipped;
   if (p.gate.kind != TermKind::kNone && tile_is(p.gate, sequence.gate, sequence, head, tile, T(0), T(1), scratch))
-    return p.gate_gradient.data ? TileState::kClosed : TileState::kSkipped;
+    return TileState::kClosed;
   return TileState::kOpen;
 }
 
-// Packs the keys and values of one sequence and head: `columns` [tile][width][keys of the tile], `rows` [keys][width].
+WFKERNELS_INLINE int64_t place_of_state(const Sequence& sequence, int64_t index, int64_t column) {
+  const int64_t across = (sequence.keys + kTileColumns - 1) / kTileColumns;
+  return sequence.first_state + index / kTileRows * across + column / kTileColumns;
+}
+
+// Says what to do with a tile; closed ones matter to the gradient of the gate alone.
+template <typename T>
+WFKERNELS_INLINE TileState state_of(
+    const Problem& p, const Sequence& sequence, int64_t head, const Tile& tile, T* scratch) {
+  const TileState state = p.states
+      ? static_cast<TileState>(p.states[place_of_state(sequence, tile.index, tile.column)])
+      : look_at(p, sequence, head, tile, scratch);
+  return state == TileState::kClosed && !p.gate_gradient.data ? TileState::kSkipped : state;
+}
+
+// Takes down the states of all tiles of some rows.
+template <typename T>
+void look_at_rows(const Problem& p, const Item& item, void* memory) {
+  const Sequence& sequence = p.sequences[item.first_sequence];
+  for (int64_t column = 0; column < sequence.keys; column += kTileColumns) {
+    const int64_t columns = smaller(kTileColumns, sequence.keys - column);
+    const Tile tile{item.row_begin, item.row_end - item.row_begin, column, columns, columns};
+    p.states[place_of_state(sequence, tile.index, column)] =
+        static_cast<uint8_t>(look_at(p, sequence, 0, tile, static_cast<T*>(memory)));
+  }
+}
+
+// Packs the keys or values of one sequence and head: `columns` [tile][width][keys of the tile], `rows` [keys][width].
 template <typename T>
 WFKERNELS_FUNCTION void pack_tokens(
     const Tokens& tokens, int64_t first, const Sequence& sequence, int64_t head, int64_t width, int64_t padded_width,
     T* columns, T* rows) {
-  T block[kPad * kPad];
+  T block[kPad][kPad];
   for (int64_t token = 0; token < sequence.padded_keys; token += kPad) {
     const int64_t tile = token / kTileColumns * kTileColumns;
     const int64_t tile_width = smaller(kTileColumns, sequence.padded_keys - tile);
+    const int64_t have = smaller(kPad, sequence.keys - token);
     for (int64_t part = 0; part < padded_width; part += kPad) {
-      const int64_t count = larger(0, smaller(kPad, width - part));
-      for (int64_t i = 0; i < kPad; ++i) {
-        T* row = block + i * kPad;
-        int64_t have = 0;
-        if (token + i < sequence.keys) {
-          have = count;
-          const int64_t place = first + head * tokens.head + (token + i) * tokens.token + part * tokens.column;
-          read(tokens, place, tokens.column, have, row);
-        }
-        for (int64_t j = have; j < kPad; ++j) row[j] = T(0);
-        if (rows) memcpy(rows + (token + i) * padded_width + part, row, kPad * sizeof(T));
+      const int64_t count = smaller(kPad, width - part);
+      const int64_t place = first + head * tokens.head + token * tokens.token + part * tokens.column;
+      if (have < kPad || count < kPad) memset(block, 0, sizeof(block));
+      if (tokens.type == kOwn<T> && tokens.column == 1 && count == kPad) {
+        // A copy of known size takes no call.
+        const T* from = reinterpret_cast<const T*>(tokens.data) + place;
+        for (int64_t i = 0; i < have; ++i) memcpy(block[i], from + i * tokens.token, sizeof(block[i]));
+      } else {
+        for (int64_t i = 0; i < have; ++i) read(tokens, place + i * tokens.token, tokens.column, count, block[i]);
       }
+      if (rows)
+        for (int64_t i = 0; i < kPad; ++i)
+          memcpy(rows + (token + i) * padded_width + part, block[i], sizeof(block[i]));
       if (!columns) continue;
-      for (int64_t j = 0; j < count; ++j) {
-        T* to = columns + tile * width + (part + j) * tile_width + token - tile;
-        for (int64_t i = 0; i < kPad; ++i) to[i] = block[i * kPad + j];
-      }
+      T* to = columns + tile * width + part * tile_width + token - tile;
+      for (int64_t j = 0; j < count; ++j)
+        for (int64_t i = 0; i < kPad; ++i) to[j * tile_width + i] = block[i][j];
     }
   }
 }

@@ -188,4 +188,66 @@ Tensor rows_pack(
   return out;
 }
 
+std::vector<Tensor> rows_pack_backward(
+    Tensor grad,
+    int64_t teachers,
+    const std::vector<int64_t>& rows,
+    const std::vector<int64_t>& parameters,
+    const std::vector<int64_t>& widths,
+    const std::vector<int64_t>& needed) {
+  // One parameter of one teacher, [rows, width], in bytes.
+  struct Target {
+    const char* from;
+    char* to;
+    int64_t rows, stride, width;
+  };
+  const int64_t item = static_cast<int64_t>(grad.element_size());
+  const char* bytes = static_cast<const char*>(grad.const_data_ptr());
+  std::vector<Tensor> result(needed.size(), grad);
+  std::vector<Target> targets;
+  int64_t begin = 0;
+  size_t first = 0;
+  for (size_t l = 0; l < rows.size(); ++l) {
+    int64_t width = 0, column = 0;
+    const size_t count = static_cast<size_t>(parameters[l]);
+    for (size_t i = 0; i < count; ++i) width += widths[first + i];
+    const int64_t stride = (width + kAlignment - 1) / kAlignment * kAlignment;
+    for (size_t i = first; i < first + count; column += widths[i++]) {
+      for (int64_t t = 0; t < teachers; ++t) {
+        const size_t place = static_cast<size_t>(t) * widths.size() + i;
+        if (!needed[place]) {
+          result[place] = torch::stable::new_empty(grad, {0});
+          continue;
+        }
+        result[place] = torch::stable::new_empty(grad, {rows[l], widths[i]});
+        targets.push_back(
+            {bytes + (begin + t * rows[l] * stride + column) * item, static_cast<char*>(result[place].mutable_data_ptr()),
+             rows[l], stride * item, widths[i] * item});
+      }
+    }
+    begin += teachers * rows[l] * stride;
+    first += count;
+  }
+
+  // Rows of all targets in turn.
+  std::vector<int64_t> ends;
+  int64_t total = 0, size = 0;
+  for (const Target& target : targets) {
+    ends.push_back(total += target.rows);
+    size += target.rows * target.width;
+  }
+  const int64_t grain = std::max<int64_t>(1, total * kGrain / std::max<int64_t>(1, size / item));
+  torch::stable::parallel_for(0, total, grain, [&](int64_t from, int64_t end) {
+    size_t number = std::upper_bound(ends.begin(), ends.end(), from) - ends.begin();
+    for (int64_t row = from; row < end; ++number) {
+      const Target& target = targets[number];
+      const int64_t start = ends[number] - target.rows, stop = std::min(end, ends[number]);
+      for (; row < stop; ++row)
+        std::memcpy(
+            target.to + (row - start) * target.width, target.from + (row - start) * target.stride, target.width);
+    }
+  });
+  return result;
+}
+
 }  // namespace wfkernels

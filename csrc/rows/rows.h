@@ -16,4 +16,11 @@ torch::stable::Tensor rows_pack(  // [teachers * sum_l rows[l] * stride[l]]
     const std::vector<int64_t>& widths,  // [parameters]
     torch::headeronly::ScalarType dtype);
 
+// Takes the gradients of the tensors that need one out of that of the buffer, bit by bit.
+std::vector<torch::stable::Tensor> rows_pack_backward(  // of every tensor [n, width], or [0] where it is not needed
+    torch::stable::Tensor grad,  // [teachers * sum_l rows[l] * stride[l]], contiguous
+    int64_t teachers, const std::vector<int64_t>& rows, const std::vector<int64_t>& parameters,
+    const std::vector<int64_t>& widths,
+    const std::vector<int64_t>& needed);  // [teachers * parameters], 0 or 1
+
 }  // namespace wfkernels

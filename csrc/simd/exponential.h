@@ -12,7 +12,7 @@ struct Exponential<float> {
   static constexpr float kHigh = 0.693359375f, kLow = -2.12194440e-4f;  // ln 2, kHigh short enough to be exact times n
   static constexpr float kSmallest = -87.33654f, kLargest = 88.72283f;
   static constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr int32_t kBias = 127, kMantissa = 23;
+  static constexpr int32_t kMantissa = 23;
 };
 
 template <>
@@ -21,10 +21,13 @@ struct Exponential<double> {
   static constexpr double kHigh = 0.693147180369123816490, kLow = 1.90821492927058770002e-10;
   static constexpr double kSmallest = -708.3964185322641, kLargest = 709.782712893384;
   static constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr int64_t kBias = 1023, kMantissa = 52;
+  static constexpr int64_t kMantissa = 52;
 };
 
-constexpr double inverse_factorial(int n) { return n < 2 ? 1.0 : inverse_factorial(n - 1) / n; }
+// 1 / n!. A table: of a constexpr function GCC left calls in the kernels.
+constexpr double kInverseFactorials[] = {
+    1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
+    1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 template <typename T>
 WFKERNELS_INLINE Vector<T> exponential(Vector<T> x) {
@@ -36,12 +39,12 @@ WFKERNELS_INLINE Vector<T> exponential(Vector<T> x) {
   const Vector<T> shifted = y * T(1.44269504088896340736) + shift;
   const Vector<T> n = shifted - shift;
   const Vector<T> r = (y - n * E::kHigh) - n * E::kLow;
-  Vector<T> p = broadcast<T>(T(inverse_factorial(E::kDegree)));
+  Vector<T> p = broadcast<T>(T(kInverseFactorials[E::kDegree]));
   WFKERNELS_UNROLL
-  for (int k = E::kDegree - 1; k >= 0; --k) p = p * r + T(inverse_factorial(k));
-  // The integer stands in the low bits of the shifted number. n = kBias + 1 would be Inf: 2^(n - 1) is doubled after.
-  const Integers<T> exponent = reinterpret_cast<Integers<T>>(shifted) - reinterpret_cast<Integers<T>>(shift);
-  const Vector<T> half = reinterpret_cast<Vector<T>>((exponent + (E::kBias - 1)) << E::kMantissa);
-  const Vector<T> scaled = p * half * T(2);
-  return x < E::kSmallest ? Vector<T>{} : (x > E::kLargest ? broadcast<T>(T(INFINITY)) : scaled);
+  for (int k = E::kDegree - 1; k >= 0; --k) p = p * r + T(kInverseFactorials[k]);
+  // The integer stands in the low bits of the shifted number, and is added to p's exponent: 2^n alone may be Inf.
+  const Bits<T> exponent = reinterpret_cast<Bits<T>>(shifted) - reinterpret_cast<Bits<T>>(shift);
+  const Vector<T> scaled = reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(p) + (exponent << E::kMantissa));
+  const Vector<T> finite = x < E::kSmallest ? Vector<T>{} : scaled;
+  return x <= E::kLargest ? finite : x + T(INFINITY);  // NaN stays NaN
 }

@@ -4,8 +4,6 @@
 // A sliver holds two vectors of columns, [depth][2 vectors], the last one a single vector where there are no more; columns
 // are padded to a multiple of kPad. A block of kDepth rows of a sliver stays in the caches while the rows of a pass by.
 
-constexpr int64_t kDepth = 256;
-
 template <typename T>
 constexpr int64_t kSliver = 2 * kLanes<T>;
 
@@ -42,4 +40,54 @@ WFKERNELS_FUNCTION void packed_product(
     else
       sliver_product<T, 1, kAdd>(rows, depth, a, a_row, a_depth, sliver, c + j, c_row);
   }
+}
+
+// Returns elements where they lie, if they are of the kernels' own type, else in `scratch`.
+template <typename T>
+WFKERNELS_INLINE const T* in_place_or(const Elements& from, int64_t first, int64_t count, T* scratch) {
+  constexpr Number kOwn = sizeof(T) == sizeof(float) ? Number::kFloat : Number::kDouble;
+  if (from.type == kOwn) return reinterpret_cast<const T*>(from.data) + first;
+  read(from, first, 1, count, scratch);
+  return scratch;
+}
+
+// Writes rows [first, first + count) of a matrix, `whole` rows deep, into its slivers: zeros behind the columns. Element
+// (k, n) stands at place + k * row + n * column.
+template <typename T>
+WFKERNELS_FUNCTION void pack_slivers(
+    const Elements& from, int64_t place, int64_t row, int64_t column, int64_t first, int64_t count, int64_t whole,
+    int64_t columns, T* to) {
+  constexpr int64_t kTogether = 16;
+  T line[kTogether];
+  const int64_t all = padded(columns);
+  // What lies side by side is read together.
+  if (row == 1 && column != 1) {
+    for (int64_t j = 0; j < all; ++j) {
+      const int64_t start = j / kSliver<T> * kSliver<T>, width = sliver_width<T>(all, start);
+      T* target = to + start * whole + j - start;
+      for (int64_t k = first; k < first + count; k += kTogether) {
+        const int64_t together = smaller(kTogether, first + count - k);
+        if (j < columns)
+          read(from, place + k + j * column, 1, together, line);
+        else
+          memset(line, 0, sizeof(line));
+        for (int64_t i = 0; i < together; ++i) target[(k + i) * width] = line[i];
+      }
+    }
+    return;
+  }
+  for (int64_t k = first; k < first + count; ++k) {
+    for (int64_t j = 0; j < all; j += kSliver<T>) {
+      const int64_t width = sliver_width<T>(all, j), have = larger(0, smaller(width, columns - j));
+      T* target = to + j * whole + k * width;
+      read(from, place + k * row + j * column, column, have, target);
+      for (int64_t i = have; i < width; ++i) target[i] = T(0);
+    }
+  }
+}
+
+// Adds a row to sums; both are padded.
+template <typename T>
+WFKERNELS_INLINE void add_row(const T* row, int64_t width, T* sums) {
+  for (int64_t j = 0; j < width; j += kLanes<T>) store(sums + j, load(sums + j) + load(row + j));
 }

@@ -1,9 +1,17 @@
 #pragma once
 
 #include "attention/problem.h"
+#include "embedding/problem.h"
+#include "projection/problem.h"
+#include "residual_norm/problem.h"
 #include "simd/isa.h"
 
 namespace wfkernels {
+
+// Blocks of the products of embedding and projection: so many rows or columns of the result at a time, so deep.
+constexpr int64_t kPanelRows = 128;
+constexpr int64_t kBlockColumns = 128;
+constexpr int64_t kDepth = 256;
 
 // The kernels of one instruction set, for float and double.
 struct Kernels {
@@ -11,9 +19,13 @@ struct Kernels {
   using Attention = void (*)(const Problem&, const Item&, void* scratch);
   using Finish = void (*)(const Problem&, int64_t sequence, int64_t key_head, void* scratch);
   Pack attention_pack[2];
+  Attention attention_look[2];
   Attention attention_forward[2];
   Attention attention_backward[2];
   Finish attention_finish[2];
+  NormKernels residual_norm[2];
+  EmbeddingKernels embedding[2];
+  ProjectionKernels projection[2];
 };
 
 namespace portable {

@@ -1,30 +1,9 @@
 // The kernels of every room, compiled for one instruction set. avx512.cpp, avx2.cpp and portable.cpp include this once
 // each, with WFKERNELS_ISA (a namespace), WFKERNELS_VECTOR_BYTES and WFKERNELS_TARGET set.
-//
-// Code for a larger instruction set must not leak into functions that other files share: the linker keeps one copy of an
-// inline function, and it may be this one. So standard headers are included before the target is set, and the kernels use
-// no templates of the standard library.
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 
 #include "attention/problem.h"
 #include "simd/kernels.h"
-
-#define WFKERNELS_INLINE inline __attribute__((always_inline))
-#define WFKERNELS_FUNCTION static
-#define WFKERNELS_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
-#define WFKERNELS_UNROLL _Pragma("clang loop unroll(full)")
-#define WFKERNELS_TARGET_BEGIN(isa) \
-  WFKERNELS_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
-#define WFKERNELS_TARGET_END _Pragma("clang attribute pop")
-#else
-#define WFKERNELS_UNROLL _Pragma("GCC unroll 32")
-#define WFKERNELS_TARGET_BEGIN(isa) _Pragma("GCC push_options") WFKERNELS_PRAGMA(GCC target(isa))
-#define WFKERNELS_TARGET_END _Pragma("GCC pop_options")
-#endif
+#include "simd/target.h"
 
 #ifdef WFKERNELS_TARGET
 WFKERNELS_TARGET_BEGIN(WFKERNELS_TARGET)
@@ -41,11 +20,23 @@ namespace wfkernels::WFKERNELS_ISA {
 #include "attention/forward.h"
 #include "attention/backward.h"
 
+#include "simd/gemm.h"
+#include "residual_norm/kernel.h"
+#include "embedding/activation.h"
+#include "embedding/forward.h"
+#include "embedding/backward.h"
+#include "projection/forward.h"
+#include "projection/backward.h"
+
 extern const Kernels kernels = {
     {pack<float>, pack<double>},
+    {look_at_rows<float>, look_at_rows<double>},
     {forward_item<float>, forward_item<double>},
     {backward_item<float>, backward_item<double>},
     {finish_keys<float>, finish_keys<double>},
+    {kNormKernels<float>, kNormKernels<double>},
+    {kEmbeddingKernels<float>, kEmbeddingKernels<double>},
+    {kProjectionKernels<float>, kProjectionKernels<double>},
 };
 
 }  // namespace wfkernels::WFKERNELS_ISA

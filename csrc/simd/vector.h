@@ -11,6 +11,7 @@ struct VectorOf<float> {
   typedef float Type __attribute__((vector_size(kVectorBytes)));
   typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(float)), may_alias));
   typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 
 template <>
@@ -18,12 +19,15 @@ struct VectorOf<double> {
   typedef double Type __attribute__((vector_size(kVectorBytes)));
   typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(double)), may_alias));
   typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 
 template <typename T>
 using Vector = typename VectorOf<T>::Type;
 template <typename T>
 using Integers = typename VectorOf<T>::Integers;
+template <typename T>
+using Bits = typename VectorOf<T>::Bits;
 
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / int64_t(sizeof(T));

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from wfkernels.activation import activate, activate_backward
-from wfkernels.precision import accumulator
 from wfkernels.predict.attend import Attention, attend, attend_backward
 from wfkernels.predict.parameters import Block, Parameters
 from wfkernels.predict.plan import Indices, Plan
@@ -55,13 +54,12 @@ class Stream(NamedTuple):
     rstd: Tensor | None = None  # [tokens]
 
 
-def opened(h: Tensor, norm: Norm | None, eps: float) -> Stream:
-    """Return the stream of a sum h [tokens, d]."""
+def opened(h: Tensor, norm: Norm | None, eps: float, impl: str) -> Stream:
+    """Return the stream of a sum h [tokens, d], with the bits that the op which closes a block gives."""
     if norm is None:
         return Stream(h, h)
-    wide = accumulator(h)
-    y, mean, rstd = torch.native_layer_norm(h.to(wide), h.shape[1:], norm.weight.to(wide), norm.bias.to(wide), eps)
-    return Stream(h, y.to(h.dtype), mean.flatten(), rstd.flatten())
+    _, *rest = residual_norm_ops.residual_norm(torch.zeros_like(h), h, *norm, eps, 0.0, None, 0, impl)
+    return Stream(h, *rest)
 
 
 class Inner(NamedTuple):

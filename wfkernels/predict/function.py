@@ -54,7 +54,7 @@ def forward(
     """Return the student buffers [groups, numel], the cross tokens [groups, c, d] and what backward needs."""
     norms, keep_all = chain.boundaries(plan, p), plan.settings.recompute == "none"
     tokens = embedding_ops.embedding(*_embedding_arguments(plan, rows, p), plan.impl)
-    stream = chain.opened(tokens, norms[0], plan.settings.eps)
+    stream = chain.opened(tokens, norms[0], plan.settings.eps, plan.impl)
     kept: list[Kept] = []
     for i, block in enumerate(p.blocks):
         inner = chain.block_forward(plan, at, i, p, stream, seed, lookup)
@@ -92,7 +92,7 @@ def backward(
     for i in reversed(range(len(kept))):
         stream, attention, inner = kept[i]
         if stream.y is None:
-            stream = chain.opened(stream.h, norms[i], eps)
+            stream = chain.opened(stream.h, norms[i], eps, plan.impl)
         if inner is None:
             inner = chain.block_forward(plan, at, i, p, stream, seed, lookup, attention)
         if i == len(kept) - 1:

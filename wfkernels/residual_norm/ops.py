@@ -14,15 +14,17 @@ from torch import Tensor
 from wfkernels.dispatch import Implementation, always, choose, register
 from wfkernels.judge import Contract, named
 from wfkernels.precision import accumulator
-from wfkernels.residual_norm import reference
+from wfkernels.residual_norm import cpp, reference
 
 register(
     "residual_norm",
+    Implementation("cpp", cpp.forward, cpp.why_not),
     Implementation("reference", reference.forward, always),
     contract=Contract(named("h", "y", "mean", "rstd")),
 )
 register(
     "residual_norm_backward",
+    Implementation("cpp", cpp.backward, cpp.why_not_backward),
     Implementation("reference", reference.backward, always),
     contract=Contract(named("dx", "dresidual", "dweight", "dbias"), gradient=True),
 )

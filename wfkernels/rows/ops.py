@@ -40,6 +40,10 @@ def _empty_rows(
 
 
 torch.library.register_fake("wfkernels_cpp::rows_pack", _empty_rows)
+torch.library.define(
+    "wfkernels_cpp::rows_pack_backward",
+    "(Tensor grad, int teachers, int[] rows, int[] parameters, int[] widths, int[] needed) -> Tensor[]",
+)
 
 
 def _cpp(*args: Any) -> Tensor:
@@ -69,8 +73,30 @@ def _gradient_names(grad: Any, teachers: int, rows: Any, parameters: Any, widths
     return [f"dteachers[{t}][{i}]" for t in range(teachers) for i in range(len(widths))]
 
 
+def _cpp_backward(
+    grad: Tensor,
+    teachers: int,
+    rows: Sequence[int],
+    parameters: Sequence[int],
+    widths: Sequence[int],
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    needs = [int(need) for need in needed]
+    found: list[Tensor] = torch.ops.wfkernels_cpp.rows_pack_backward(
+        grad.contiguous(), teachers, rows, parameters, widths, needs
+    )
+    return found
+
+
+def _cpp_why_not_backward(grad: Tensor, *_: Any) -> str | None:
+    if grad.device.type != "cpu":
+        return f"it reads CPU tensors and these lie on {grad.device}"
+    return compiled.why_not(compiled.CPP)
+
+
 register(
     "rows_pack_backward",
+    Implementation("cpp", _cpp_backward, _cpp_why_not_backward),
     Implementation("reference", reference.backward, always),
     contract=Contract(_gradient_names, exact=True),
 )
