@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -22,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 from wfkernels.env import SKIP_CPP_BUILD, SKIP_CUDA_BUILD  # noqa: E402
 
 # One binary for every torch from 2.10 on (its stable ABI) and every Python (torch sets the limited API).
-ABI_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-CXX_FLAGS = ["-O3", "-fvisibility=hidden", *ABI_FLAGS]
+FLAGS = ["-O3", f"-I{ROOT / 'csrc'}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+CXX_FLAGS = ["-fvisibility=hidden", *FLAGS]
 # sm_80 code runs on 8.6 and 8.9 too; PTX covers what comes after 12.0.
 CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
@@ -32,8 +33,7 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
-def headers() -> list[str]:
-    return sources("**/*.h")
+HEADERS = sources("**/*.h")
 
 
 def toolkit() -> Path | None:
@@ -49,8 +49,7 @@ def toolkit() -> Path | None:
 
 
 def compiler() -> str | None:
-    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
-    return next(filter(None, map(shutil.which, names)), None)
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 
 
 def cpp_extension() -> Extension | str:
@@ -63,9 +62,8 @@ def cpp_extension() -> Extension | str:
 
     return CppExtension(
         "wfkernels._C",
-        sources=["csrc/library.cpp", *sources("*/*.cpp")],
-        depends=headers(),
-        include_dirs=[str(ROOT / "csrc")],
+        sources=sorted({*sources("**/*.cpp")} - {*sources("internals/*")}),
+        depends=HEADERS,
         extra_compile_args=CXX_FLAGS,
         py_limited_api=True,
     )
@@ -94,11 +92,23 @@ def cuda_extension() -> Extension | str:
     return CUDAExtension(
         "wfkernels._CUDA",
         sources=sources("*/cuda.cu"),
-        depends=headers(),
-        include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", *ABI_FLAGS]},
+        depends=HEADERS,
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": FLAGS},
         py_limited_api=True,
     )
+
+
+def internals_extension(cuda: Extension | str) -> Extension | str:
+    """Return the module of build facts and the kernels' inner pieces, or why it is not built."""
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no Python.h found; install python3-dev"
+    try:
+        import pybind11
+    except ImportError:
+        return "no pybind11 found; only `info` and the unit tests of the kernels' inner pieces use it"
+    architectures = "" if isinstance(cuda, str) else os.environ["TORCH_CUDA_ARCH_LIST"]
+    flags = [*CXX_FLAGS, f"-I{pybind11.get_include()}", f'-DWFKERNELS_CUDA_ARCHITECTURES="{architectures}"']
+    return Extension("wfkernels._internals", sources("internals/*.cpp"), depends=HEADERS, extra_compile_args=flags)
 
 
 def build_arguments() -> dict[str, object]:
@@ -110,7 +120,8 @@ def build_arguments() -> dict[str, object]:
         print(f"wfkernels: building no compiled part: {reason}", file=sys.stderr)
         return {}
     # The CUDA part first: it sets CUDA_HOME before cpp_extension is imported.
-    parts = {"CUDA": cuda_extension(), "C++": cpp_extension()}
+    cuda, cpp = cuda_extension(), cpp_extension()
+    parts = {"CUDA": cuda, "C++": cpp, "internals": cpp if isinstance(cpp, str) else internals_extension(cuda)}
     for name, part in parts.items():
         what = f"not building the {name} part: {part}" if isinstance(part, str) else f"building the {name} part"
         print(f"wfkernels: {what}", file=sys.stderr)
@@ -121,17 +132,16 @@ def build_arguments() -> dict[str, object]:
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
+            if not self.use_ninja:
+                print("wfkernels: no ninja found; the files are compiled one after another", file=sys.stderr)
             try:
                 super().build_extensions()
             except Exception as error:
                 switches = f"{SKIP_CPP_BUILD.name}=1 or {SKIP_CUDA_BUILD.name}=1"
                 raise RuntimeError(f"wfkernels: a compiled part failed to build; {switches} leaves it out") from error
 
-    return {
-        "ext_modules": extensions,
-        "cmdclass": {"build_ext": Build},
-        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
-    }
+    options = {"bdist_wheel": {"py_limited_api": "cp311"}}
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": Build}, "options": options}
 
 
 setup(**build_arguments())

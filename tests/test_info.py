@@ -105,6 +105,26 @@ def test_an_op_that_cannot_run_is_listed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "nothing can run" in info.text(report)
 
 
+def test_facts_of_the_build() -> None:
+    pytest.importorskip("wfkernels._internals")
+    facts = info.collect()["build"]
+    assert facts["compiler"].split()[0] in ("GCC", "clang")
+    assert set(facts["instruction_sets"]) <= set(env.CPU_ISA.choices) and facts["instruction_sets"]["portable"]
+    if compiled.why_not(compiled.CPP) is None:
+        for name, runs in facts["instruction_sets"].items():
+            assert compiled._runs(env.CPU_ISA.choices.index(name)) == runs
+    report = info.collect()
+    report["build"].update(instruction_sets={"portable": True, "avx512": False}, cuda_architectures=["9.0", "12.0+PTX"])
+    assert "; portable, avx512 (not this processor); CUDA 9.0 12.0+PTX\n" in info.text(report)
+
+
+def test_without_its_facts_everything_else_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wfkernels._internals", None)
+    report = info.collect()
+    assert "_internals" in report["build"]["why_not"] and compiled.BUILD_COMMAND in report["build"]["why_not"]
+    assert f"build: {report['build']['why_not']}\n" in info.text(report)
+
+
 def test_a_package_that_is_not_installed_has_no_version() -> None:
     assert info._installed("no-such-package") is None
 

@@ -60,8 +60,8 @@ def isa() -> int:
     number = env.CPU_ISA.choices.index(name)
     if not _runs(number):
         raise RuntimeError(
-            f"{env.CPU_ISA.name}={name}: this processor does not run {name} code; leave the switch unset to use the best"
-            " that it runs"
+            f"{env.CPU_ISA.name}={name}: this processor does not run {name} code; leave the switch unset to use the"
+            " best that it runs"
         )
     return number
 

@@ -1,4 +1,4 @@
-"""The compiled attention of the CPU, on every instruction set: tiles of 64 x 128, chunks, bins, any number of threads."""
+"""The compiled attention of the CPU: every instruction set, tiles of 64 x 128, chunks, bins, any number of threads."""
 
 from __future__ import annotations
 

@@ -1,0 +1,261 @@
+"""What every program here does with its cases: judge, measure, compare, print and write.
+
+One row per case, contender and mode; `ratios` says how many times slower and bigger each peer is than ours; `targets`
+which of the expected figures were reached. Peers that cannot run are rows with a reason. The file is written after
+every case, so that an interrupted run leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.case import PRESETS, Call, Case, Contender, Problem, Setting, call
+from benchmarks.gate import judged
+from benchmarks.memory import peak_mb
+from benchmarks.report import ratios, targets, text
+from benchmarks.timing import BUDGETS, Budget, Clock, clock_for, rounds, spread
+from wfkernels import dispatch, env
+from wfkernels.allocator import settle
+from wfkernels.selftest.command import devices
+
+GEMM, COPY = "the machine's own product", "the machine's own copy"
+
+
+@dataclass
+class Row:
+    """One contender in one mode of one case.
+
+    peak_mb: extra memory, in MB of 2^20 bytes. gflops: by counted operations; fraction_of_gemm: of the product that
+    ran in the same rounds; gb_per_s, fraction_of_copy: likewise for what is bound by memory. max_error: against
+    float64, over the largest entry of each result. share: the worst error over the one that is allowed. judged_at: the
+    size at which that was. runs: which implementation each library op chose. reason: why there is no time.
+    """
+
+    case: str
+    impl: str
+    mode: str
+    ours: bool
+    dtype: str
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    rounds: int = 0
+    peak_mb: float | None = None
+    gflops: float | None = None
+    fraction_of_gemm: float | None = None
+    gb_per_s: float | None = None
+    fraction_of_copy: float | None = None
+    max_error: float | None = None
+    correct: bool | None = None
+    share: float | None = None
+    judged_at: str = ""
+    runs: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Ours, and wrong or broken; that an implementation does not exist here is no failure."""
+        refused = dispatch.ImplementationError.__name__ in self.reason
+        return self.ours and not refused and (self.correct is False or bool(self.reason))
+
+
+def measure(case: Case, setting: Setting, clock: Clock) -> list[Row]:
+    """Judge every contender of a case, then measure those that may be."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # the graphs of one case are not those of the next
+    at, build = case.judged or ("its own size", case.build)
+    problem = build()
+    rows = _rows(case, problem, setting)
+    for row in rows:
+        contender = problem.contenders[row.impl]
+        row.reason = contender.absent.get("", contender.absent.get(row.mode, ""))
+        if contender.unlike:
+            row.judged_at = f"not judged: {contender.unlike}"
+        elif not row.reason:
+            row.judged_at = at
+            _judge(row, problem, contender)
+    if case.judged is not None:
+        del problem
+        problem = case.build()
+    for mode in case.modes:
+        _time(case, [row for row in rows if row.mode == mode and not row.reason], problem, setting, clock)
+    return rows
+
+
+def _rows(case: Case, problem: Problem, setting: Setting) -> list[Row]:
+    names = [n for n, c in problem.contenders.items() if c.ours or setting.peers is None or n in setting.peers]
+    dtype = str(case.dtype).removeprefix("torch.")
+    return [Row(case.name, name, mode, problem.contenders[name].ours, dtype) for mode in case.modes for name in names]
+
+
+def _judge(row: Row, problem: Problem, contender: Contender) -> None:
+    try:
+        found = judged(problem, contender, row.mode)
+    except Exception as error:  # whatever a contender raises is its own failure, not the benchmark's
+        row.reason = _words(error)
+        return
+    row.correct = found.correct
+    # JSON knows no infinity.
+    row.max_error, row.share = (x if isfinite(x) else None for x in (found.max_error, found.share))
+    if row.ours and not found.correct:
+        row.reason = f"wrong: {found.detail}"
+
+
+def _time(case: Case, rows: Sequence[Row], problem: Problem, setting: Setting, clock: Clock) -> None:
+    """Fill in memory and times of one mode."""
+    calls: dict[str, Call] = {}
+    for row in rows:
+        wanted = call(problem, problem.contenders[row.impl], row.mode)
+        try:
+            with dispatch.recording() as choices:
+                clock(wanted)  # compiles, and takes what is taken once
+            row.peak_mb = peak_mb(wanted, setting.device)
+        except Exception as error:
+            row.reason = _words(error)
+            continue
+        row.runs = {choice.op: choice.runs or "" for choice in choices}
+        calls[row.impl] = wanted
+    if not calls:
+        return
+    probes = _probes(case, setting.device)
+    for probe, _ in probes.values():
+        clock(probe)
+    budget = BUDGETS[setting.preset]
+    if setting.rounds is not None:
+        budget = Budget(setting.rounds, setting.rounds, 0.0)
+    found = rounds(calls | {name: probe for name, (probe, _) in probes.items()}, clock, budget)
+    rates = {name: 1e-6 * amount / spread(found[name])[0] for name, (_, amount) in probes.items()}
+    for row in rows:
+        if row.impl in calls:
+            row.median_ms, row.p20_ms, row.p80_ms = spread(found[row.impl])
+            row.rounds = len(found[row.impl])
+            _rate(row, case, rates)
+
+
+def _probes(case: Case, device: torch.device) -> dict[str, tuple[Call, float]]:
+    """Return what runs in the same rounds to say what the machine can do in that minute."""
+    probes = {}
+    if case.flop:
+        probes[GEMM] = machine.gemm(device, machine.gemm_dtype(device, case.dtype))
+    if case.bytes:
+        probes[COPY] = machine.copy(device)
+    return probes
+
+
+def _rate(row: Row, case: Case, rates: Mapping[str, float]) -> None:
+    assert row.median_ms is not None
+    if row.mode in case.flop:
+        row.gflops = 1e-6 * case.flop[row.mode] / row.median_ms
+        row.fraction_of_gemm = row.gflops / rates[GEMM]
+    if row.mode in case.bytes:
+        row.gb_per_s = 1e-6 * case.bytes[row.mode] / row.median_ms
+        row.fraction_of_copy = row.gb_per_s / rates[COPY]
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main(program: str, cases: Callable[[Setting], Sequence[Case]], argv: Sequence[str] | None = None) -> int:
+    """Run a program's cases. Returns 1 where one of ours is wrong, breaks or ran nowhere, 130 when interrupted."""
+    parser = _parser(program)
+    options = parser.parse_args(argv)
+    try:
+        (device,) = devices(options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.keep_memory:
+        settle()
+    peers = None if options.peer is None else tuple(options.peer)
+    setting = Setting(device, options.preset, _ours(options.impl), peers, options.rounds)
+    wanted = [case for case in cases(setting) if options.case is None or options.case in case.name]
+    if not wanted:
+        parser.error(f"--case: expected a part of {', '.join(repr(case.name) for case in cases(setting))}")
+    clock = clock_for(device)
+    report: dict[str, Any] = {
+        "program": program,
+        "preset": options.preset,
+        "allocator": "keeps freed memory" if options.keep_memory else "as it comes",
+        "machine": machine.facts(device) | {"rates": machine.rates(device, clock)},
+        "complete": False,
+    }
+    rows: list[Row] = []
+    try:
+        _all(wanted, setting, clock, rows, report, options.json)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    measured = any(row.ours and row.median_ms is not None for row in rows)
+    return 1 if not measured or any(row.failed for row in rows) else 0
+
+
+def _all(
+    cases: Sequence[Case], setting: Setting, clock: Clock, rows: list[Row], report: dict[str, Any], path: Path | None
+) -> None:
+    """Measure case after case; after each print its rows and write everything so far."""
+    start = time.perf_counter()
+    for i, case in enumerate(cases):
+        rest = f", about {(time.perf_counter() - start) / i * (len(cases) - i):.0f} s left" if i else ""
+        print(f"{i + 1} of {len(cases)}: {case.name}{rest}", file=sys.stderr, flush=True)
+        found = measure(case, setting, clock)
+        rows += found
+        report["complete"] = i + 1 == len(cases)
+        plain = [asdict(row) for row in rows]
+        report |= {"rows": plain, "ratios": ratios(plain), "targets": targets(plain, cases[: i + 1])}
+        print(text(plain[-len(found) :], targets(plain, [case])), flush=True)
+        report["machine"]["load at the end"] = list(os.getloadavg())
+        if path is not None:
+            _write(path, report)
+
+
+def _write(path: Path, report: Mapping[str, Any]) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(path)
+
+
+def _ours(names: Sequence[str] | None) -> tuple[str, ...]:
+    names = list(names or ["auto"])
+    if "all" in names:
+        known = dict.fromkeys(i.name for op in dispatch.ops() for i in dispatch.implementations(op))
+        names = ["auto", *known]
+    return tuple(dict.fromkeys(names))
+
+
+def _count(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_count.__name__ = "positive number"  # argparse says it to the user
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    names = ("auto", "all", *env.IMPLEMENTATIONS)
+    parser = argparse.ArgumentParser(f"benchmarks/{program}.py", description=f"Benchmark of {program}.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--impl", action="append", choices=names, help="ours; repeat for several (auto)")
+    parser.add_argument("--peer", action="append", metavar="NAME", help="only these peers: eager, compile, sdpa, ...")
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--case", metavar="TEXT", help="only cases whose name holds it")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="runs of each, instead of the preset's")
+    parser.add_argument("--threads", type=_count, metavar="N", help="of torch on the CPU; as many as it takes")
+    parser.add_argument("--keep-memory", action="store_true", help="freed memory stays: no page faults for anybody")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write everything")
+    return parser

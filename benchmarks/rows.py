@@ -1,0 +1,79 @@
+"""The teachers' tensors into one buffer of rows, as they are or rounded: a copy, measured by the machine's own.
+
+python benchmarks/rows.py --preset bar --json rows.json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import shapes
+from benchmarks.case import FORWARD, Case, Contender, Draw, Problem, Setting, ours
+from benchmarks.harness import main
+from wfkernels import pack
+from wfkernels.layout import RowLayout
+
+
+def problem(setting: Setting, layout: RowLayout, teachers: int, dtype: torch.dtype) -> Problem:
+    draw, count = Draw(setting.device), len(layout.parameters)
+    tensors = [draw.normal(*p.shape, learn=False) for _ in range(teachers) for p in layout.parameters]
+
+    def networks(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        return [tensors[i : i + count] for i in range(0, len(tensors), count)]
+
+    def run(*tensors: Tensor, impl: str) -> Tensor:
+        return pack(networks(tensors), layout, dtype=dtype, impl=impl)
+
+    def eager(*tensors: Tensor) -> Tensor:
+        blocks, first = [], 0
+        for layer in layout.layers:
+            last = first + len(layer.parameters)
+            for own in networks(tensors):
+                rows = torch.cat([t.view(layer.rows, -1) for t in own[first:last]], 1)
+                blocks.append(F.pad(rows, (0, layer.stride - layer.width)).flatten())
+            first = last
+        return torch.cat(blocks).to(dtype)
+
+    def cat(*tensors: Tensor) -> Tensor:
+        return torch.cat([t.flatten() for t in tensors]).to(dtype)
+
+    found = ours(setting, run) | {"eager": Contender(eager)}
+    found["cat"] = Contender(cat, unlike="the same numbers in another order, without padding")
+    return Problem(tensors, (), partial(run, impl="reference"), found, results=("rows",), exact=True)
+
+
+def case(setting: Setting, name: str, layout: RowLayout, teachers: int, dtype: torch.dtype = torch.float32) -> Case:
+    numbers = teachers * sum(layer.rows * layer.width for layer in layout.layers)
+    return Case(
+        f"{name}, T={teachers}, float32 to {str(dtype).removeprefix('torch.')}",
+        partial(problem, setting, layout, teachers, dtype),
+        bytes={FORWARD: float(numbers * (torch.float32.itemsize + dtype.itemsize))},
+        modes=(FORWARD,),
+    )
+
+
+def cases(setting: Setting) -> list[Case]:
+    vgg11, resnet50 = shapes.vgg11_bn(), shapes.resnet50()
+    dtypes = (torch.float32, torch.bfloat16)
+    if setting.preset == "quick":
+        return [case(setting, "VGG-11 in small", shapes.reduced(vgg11, 2, 4), 2, dtype) for dtype in dtypes]
+    found = [
+        case(setting, *pair, 2, dtype) for pair in (("VGG-11", vgg11), ("ResNet-50", resnet50)) for dtype in dtypes
+    ]
+    if setting.preset == "full":
+        found += [case(setting, "ResNet-50", resnet50, teachers, torch.bfloat16) for teachers in (1, 5)]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main("rows", cases))
