@@ -21,10 +21,10 @@ WFKERNELS_INLINE PackedUnit<T> packed_unit(const EmbeddingProblem& p, const Embe
 
 // The gradient of a token before LayerNorm. Adds those of gamma and beta to the slot's sums.
 template <typename T>
-WFKERNELS_INLINE void differentiate_token(const EmbeddingProblem& p, const T* row, int64_t token, T* slot, T* grad, T* to) {
-  read_row(p.grad, token, p.width, grad);
+WFKERNELS_INLINE void differentiate_token(
+    const EmbeddingProblem& p, const T* row, int64_t token, T* slot, T* scratch, T* to) {
   normalise_row_backward(
-      grad, row, p.width, statistics_of(row, p.width, p.eps), own<T>(p.gamma, 0), slot + 2 * p.padded_width,
+      padded_row(p.grad, token * p.width, p.width, scratch), row, p.width, statistics_of(row, p.width, p.eps), own<T>(p.gamma, 0), slot + 2 * p.padded_width,
       slot + 3 * p.padded_width, to);
   add_row(to, p.padded_width, slot);
 }

@@ -91,9 +91,9 @@ WFKERNELS_INLINE int64_t cross_token_of(const EmbeddingProblem& p, const Embeddi
 
 template <typename T>
 WFKERNELS_INLINE void write_token(const EmbeddingProblem& p, const T* row, int64_t token, T* scratch) {
-  normalise_row(
-      row, p.width, statistics_of(row, p.width, p.eps), own<T>(p.gamma, 0), own<T>(p.beta, 0), scratch);
-  write(scratch, p.width, p.out, token * p.width);
+  T* out = place_or(p.out, token * p.width, p.width, scratch);
+  normalise_row(row, p.width, statistics_of(row, p.width, p.eps), own<T>(p.gamma, 0), own<T>(p.beta, 0), out);
+  written(out, p.width, p.out, token * p.width);
 }
 
 template <typename T>

@@ -1,15 +1,6 @@
 // Tokens into rows of the students: a block of columns of some units at a time, multiplied, finished and written where it
 // belongs. Included once for each instruction set (see simd/variant.h), inside its namespace.
 
-// Columns [column, column + count) of some row, padded with zeros: where they lie, or in `scratch`.
-template <typename T>
-WFKERNELS_INLINE const T* padded_row(const Elements& from, int64_t first, int64_t count, T* scratch) {
-  if (count % kLanes<T> == 0) return in_place_or(from, first, count, scratch);
-  read(from, first, 1, count, scratch);
-  for (int64_t j = count; j < padded(count); ++j) scratch[j] = T(0);
-  return scratch;
-}
-
 template <typename T>
 WFKERNELS_INLINE void copy_padded(const T* from, int64_t count, T* to) {
   memcpy(to, from, count * sizeof(T));

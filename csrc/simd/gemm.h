@@ -45,10 +45,29 @@ WFKERNELS_FUNCTION void packed_product(
 // Returns elements where they lie, if they are of the kernels' own type, else in `scratch`.
 template <typename T>
 WFKERNELS_INLINE const T* in_place_or(const Elements& from, int64_t first, int64_t count, T* scratch) {
-  constexpr Number kOwn = sizeof(T) == sizeof(float) ? Number::kFloat : Number::kDouble;
-  if (from.type == kOwn) return reinterpret_cast<const T*>(from.data) + first;
+  if (from.type == kOwn<T>) return reinterpret_cast<const T*>(from.data) + first;
   read(from, first, 1, count, scratch);
   return scratch;
+}
+
+// The same for whole vectors, with zeros behind the elements.
+template <typename T>
+WFKERNELS_INLINE const T* padded_row(const Elements& from, int64_t first, int64_t count, T* scratch) {
+  if (count % kLanes<T> == 0) return in_place_or(from, first, count, scratch);
+  read(from, first, 1, count, scratch);
+  for (int64_t j = count; j < padded(count); ++j) scratch[j] = T(0);
+  return scratch;
+}
+
+// Where to put elements in whole vectors: their place, or `scratch`, from which `written` brings them there.
+template <typename T>
+WFKERNELS_INLINE T* place_or(const Elements& to, int64_t first, int64_t count, T* scratch) {
+  return to.type == kOwn<T> && count % kLanes<T> == 0 ? reinterpret_cast<T*>(to.data) + first : scratch;
+}
+
+template <typename T>
+WFKERNELS_INLINE void written(const T* from, int64_t count, const Elements& to, int64_t first) {
+  if (to.type != kOwn<T> || reinterpret_cast<const T*>(to.data) + first != from) write(from, count, to, first);
 }
 
 // Writes rows [first, first + count) of a matrix, `whole` rows deep, into its slivers: zeros behind the columns. Element

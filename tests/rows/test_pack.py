@@ -206,6 +206,21 @@ def test_opcheck_of_the_gradient() -> None:
     torch.library.opcheck(ops.rows_pack_backward, (grad, 2, rows, parameters, widths, needed, "auto"))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_compiled_gradient_is_that_of_the_reference(layout: RowLayout, dtype: torch.dtype, poisoned: None) -> None:
+    if reason := compiled.why_not(compiled.CPP):
+        pytest.skip(reason)
+    _, rows, parameters, widths, _ = arguments(teachers(layout), layout, dtype)
+    grad = torch.randn(3 * layout.row_numel).to(dtype)
+    needed = [i % 4 != 1 for i in range(3 * len(layout.parameters))]
+    found, wanted = (
+        ops.rows_pack_backward(grad, 3, rows, parameters, widths, needed, impl) for impl in ("cpp", "reference")
+    )
+    for x, y in zip(found, wanted, strict=True):
+        assert x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)
+
+
 def test_opcheck_of_the_compiled_op() -> None:
     if reason := compiled.why_not(compiled.CPP):
         pytest.skip(reason)
