@@ -46,12 +46,13 @@ sanitize: setup
 
 OTHER_TORCH ?= 2.13.0
 OTHER := build/torch-$(OTHER_TORCH)
-other-torch: export WFKERNELS_SKIP_CUDA_BUILD = 1
 other-torch: setup
 	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/python -m pip install --quiet torch==$(OTHER_TORCH) numpy setuptools wheel
-	$(BIN)/python setup.py --quiet build --build-base $(OTHER)/ours --build-lib $(OTHER)/ours/lib
-	$(OTHER)/bin/python setup.py --quiet build --build-base $(OTHER)/theirs --build-lib $(OTHER)/theirs/lib
+	WFKERNELS_SKIP_CUDA_BUILD=1 \
+	  $(BIN)/python setup.py --quiet build --build-base $(OTHER)/ours --build-lib $(OTHER)/ours/lib
+	WFKERNELS_SKIP_CUDA_BUILD=1 \
+	  $(OTHER)/bin/python setup.py --quiet build --build-base $(OTHER)/theirs --build-lib $(OTHER)/theirs/lib
 	PYTHONPATH=$(OTHER)/ours/lib $(OTHER)/bin/python -P -m wfkernels selftest --impl cpp
 	PYTHONPATH=$(OTHER)/theirs/lib $(BIN)/python -P -m wfkernels selftest --impl cpp
 

@@ -13,17 +13,29 @@ WFKERNELS_INLINE int64_t sliver_width(int64_t columns, int64_t column) {
   return columns - column < kSliver<T> ? columns - column : kSliver<T>;
 }
 
+// A register tile whose sum begins at zero and is added to c only then. Sums of thousands of terms are several times more
+// exact so than in one chain.
+template <typename T, int kRows, int kVectors, bool kAdd>
+WFKERNELS_INLINE void fresh_tile(
+    int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b, T* c, int64_t c_row) {
+  constexpr int64_t kWidth = kVectors * kLanes<T>;
+  if (!kAdd) return register_tile<T, kRows, kVectors, false>(depth, a, a_row, a_depth, b, kWidth, c, c_row);
+  T sums[kRows * kWidth];
+  register_tile<T, kRows, kVectors, false>(depth, a, a_row, a_depth, b, kWidth, sums, kWidth);
+  for (int i = 0; i < kRows; ++i)
+    for (int64_t j = 0; j < kWidth; j += kLanes<T>)
+      store(c + i * c_row + j, load(c + i * c_row + j) + load(sums + i * kWidth + j));
+}
+
 template <typename T, int kVectors, bool kAdd>
 WFKERNELS_INLINE void sliver_product(
     int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b, T* c, int64_t c_row) {
-  constexpr int64_t kWidth = kVectors * kLanes<T>;
   int64_t i = 0;
   for (; i + kTall <= rows; i += kTall)
-    register_tile<T, kTall, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, kWidth, c + i * c_row, c_row);
+    fresh_tile<T, kTall, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, c + i * c_row, c_row);
   for (; i + 4 <= rows; i += 4)
-    register_tile<T, 4, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, kWidth, c + i * c_row, c_row);
-  for (; i < rows; ++i)
-    register_tile<T, 1, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, kWidth, c + i * c_row, c_row);
+    fresh_tile<T, 4, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, c + i * c_row, c_row);
+  for (; i < rows; ++i) fresh_tile<T, 1, kVectors, kAdd>(depth, a + i * a_row, a_row, a_depth, b, c + i * c_row, c_row);
 }
 
 // c[m, n] = sum over `depth` k from `first` on of a[m, k - first] b[k, n], added to what is there with kAdd. b is packed,
