@@ -96,13 +96,27 @@ void projection_tokens(const ProjectionProblem& p, const ProjectionPanel& panel,
   }
 }
 
+// Adds a row to totals and empties it.
+template <typename T>
+WFKERNELS_INLINE void flush(T* row, int64_t count, double* totals) {
+  for (int64_t j = 0; j < count; ++j) {
+    totals[j] += double(row[j]);
+    row[j] = T(0);
+  }
+}
+
+// Few terms are added up in float before they go to doubles.
+constexpr int64_t kTogether = 32;
+
 // Copies the gradients of a chunk of units into slivers, and adds up its columns and their products with the prior.
 template <typename T>
 WFKERNELS_FUNCTION void pack_units(
     const ProjectionProblem& p, const ProjectionLayer& layer, int64_t first, int64_t count, const Columns<T>& columns,
-    T* scratch, T* packed, T* level, T* along_prior) {
-  T *row = scratch, *of_prior = scratch + kBlockColumns;
+    T* scratch, T* packed, double* totals) {
+  T *row = scratch, *of_prior = scratch + kBlockColumns, *level = scratch + 2 * kBlockColumns;
+  T* along_prior = scratch + 3 * kBlockColumns;
   const int64_t width = padded(columns.count);
+  memset(level, 0, 2 * kBlockColumns * sizeof(T));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t unit = first + i;
     read_unit(p, layer, unit, columns.first, columns.count, row);
@@ -117,6 +131,9 @@ WFKERNELS_FUNCTION void pack_units(
       const int64_t part = sliver_width<T>(width, j);
       memcpy(packed + j * count + i * part, row + j, part * sizeof(T));
     }
+    if (i % kTogether != kTogether - 1 && i + 1 < count) continue;
+    flush(level, columns.count, totals);
+    flush(along_prior, columns.count, totals + kBlockColumns);
   }
 }
 
@@ -125,14 +142,13 @@ template <typename T>
 WFKERNELS_FUNCTION void fold_layer(
     const ProjectionProblem& p, const ProjectionLayer& layer, const Columns<T>& columns, bool add, T* scratch,
     const T* product, T* sums, double* along) {
-  constexpr int64_t kTogether = 32;
   T *factor = scratch, *row = scratch + kBlockColumns, *part = scratch + 2 * kBlockColumns;
   const ProjectionWeight& weight = p.weights[layer.group];
   const int64_t width = padded(columns.count);
   for (int64_t j = 0; j < width; j += kLanes<T>) store(factor + j, load(columns.scale + j) * T(layer.strength));
   for (int64_t j = columns.count; j < width; ++j) row[j] = T(0);
+  memset(part, 0, width * sizeof(T));
   for (int64_t first = 0; first < p.width; first += kTogether) {
-    memset(part, 0, width * sizeof(T));
     for (int64_t k = first; k < smaller(p.width, first + kTogether); ++k) {
       read(weight.weight, k * weight.row + columns.first * weight.column, weight.column, columns.count, row);
       for (int64_t j = 0; j < width; j += kLanes<T>) {
@@ -142,7 +158,7 @@ WFKERNELS_FUNCTION void fold_layer(
         store(sums + k * width + j, add ? load(sums + k * width + j) + scaled : scaled);
       }
     }
-    for (int64_t j = 0; j < columns.count; ++j) along[j] += double(part[j]);
+    flush(part, columns.count, along);
   }
 }
 
@@ -153,9 +169,7 @@ void projection_weights(const ProjectionProblem& p, const ProjectionWeightItem& 
   T* product = scratch.take(p.width * kBlockColumns);
   T* sums = scratch.take(p.width * kBlockColumns);
   T* packed = scratch.take(kDepth * kBlockColumns);
-  T* level = scratch.take(kBlockColumns);
-  T* along_prior = scratch.take(kBlockColumns);
-  T* of_rows = scratch.take(3 * kBlockColumns);
+  T* of_rows = scratch.take(4 * kBlockColumns);
   Columns<T> columns(scratch);
   if (item.panels == 0) memset(sums, 0, p.width * width * sizeof(T));
   for (int64_t number = 0; number < item.panels; ++number) {
@@ -167,16 +181,10 @@ void projection_weights(const ProjectionProblem& p, const ProjectionWeightItem& 
     memset(product, 0, p.width * width * sizeof(T));
     for (int64_t first = panel.first; first < panel.first + panel.count; first += kDepth) {
       const int64_t count = smaller(kDepth, panel.first + panel.count - first);
-      memset(level, 0, width * sizeof(T));
-      memset(along_prior, 0, width * sizeof(T));
-      pack_units(p, layer, first, count, columns, of_rows, packed, level, along_prior);
+      pack_units(p, layer, first, count, columns, of_rows, packed, along + kBlockColumns);
       packed_product<T, true>(
           p.width, width, 0, count, own<T>(p.means, (layer.first_unit + first) * p.mean_row), 1, p.mean_row, packed,
           count, product, width);
-      for (int64_t j = 0; j < item.columns; ++j) {
-        along[kBlockColumns + j] += double(level[j]);
-        along[2 * kBlockColumns + j] += double(along_prior[j]);
-      }
     }
     fold_layer(p, layer, columns, number > 0, of_rows, product, sums, along);
     for (int64_t j = 0; j < item.columns; ++j) along[j] += double(columns.bias[j]) * along[kBlockColumns + j];

@@ -47,6 +47,11 @@ def test_every_instruction_set(name: str, isa: str) -> None:
     compiled.agrees(call(CASES[name]), isa, torch.float64)
 
 
+def test_sums_of_thousands_of_terms_are_as_exact_as_eager_ones() -> None:
+    case = Case(layers=((600, (4000,)),), teachers=(2,), d=16)
+    compiled.agrees(call(case), "best", torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_the_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype) -> None:

@@ -56,6 +56,11 @@ def test_every_instruction_set(name: str, isa: str) -> None:
     compiled.agrees(call(CASES[name]), isa, torch.float64)
 
 
+@pytest.mark.parametrize("layer", [(20, (4000,)), (2000, (30,))], ids=["columns", "rows"])
+def test_sums_of_thousands_of_terms_are_as_exact_as_eager_ones(layer: tuple[int, tuple[int]]) -> None:
+    compiled.agrees(call(Case("plain", layers=(layer,), teachers=(1, 1), d=48)), "best", torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_the_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype) -> None:
