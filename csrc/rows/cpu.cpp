@@ -220,6 +220,7 @@ std::vector<Tensor> rows_pack_backward(
           continue;
         }
         result[place] = torch::stable::new_empty(grad, {rows[l], widths[i]});
+        if (widths[i] == 0) continue;
         targets.push_back(
             {bytes + (begin + t * rows[l] * stride + column) * item, static_cast<char*>(result[place].mutable_data_ptr()),
              rows[l], stride * item, widths[i] * item});
