@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/mypy
 
 aot: setup
-	$(BIN)/python -m tests.attention.aot
+	$(BIN)/python -m tests.aot
 
 # A build of its own, beside the installed one. libstdc++ is preloaded too, else libasan looks in vain for what throws
 # exceptions; leaks are not looked for, because Python and torch keep much to the end.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.attention import aot, interpreted
+from tests import interpreted
+from tests.aot import recording
 from tests.attention.cases import CASES, Case, build
 from wfkernels import attention, dispatch
 from wfkernels.attention import triton_launch, triton_schedule
@@ -19,17 +15,11 @@ from wfkernels.attention.triton_arguments import problem
 from wfkernels.dispatch import ImplementationError
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("part", range(interpreted.PARTS))
 def test_calls_are_no_worse_than_eager(part: int) -> None:
-    """In a process of its own: triton decides when it is imported whether it interprets."""
-    command = [sys.executable, "-m", "tests.attention.interpreted", str(part)]
-    found = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, f"{found.stdout[-5000:]}\n{found.stderr[-3000:]}"
+    interpreted.check("tests.attention.interpreted", part)
 
 
 def test_it_wants_a_gpu() -> None:
@@ -78,14 +68,14 @@ def test_every_tile_of_every_sequence_is_scheduled_once(seed: int) -> None:
 def test_launches_do_not_grow_with_the_number_of_sequences(sequences: int) -> None:
     case = Case(lead=None, queries=(5,) * sequences, bias="full", gate="table")
     args = build(case, dtype=torch.float32).arguments()
-    with torch.no_grad(), aot.recording(90) as launches:
+    with torch.no_grad(), recording(90) as launches:
         out, lse = triton_launch.forward(*args)
         triton_launch.backward(out, None, [True] * 5, *args[:3], out, lse, *args[3:])
     assert [launch.name for launch in launches] == [
-        "forward",
-        "backward_delta",
-        "backward_queries",
-        "backward_keys",
-        "backward_dense_term",
-        "backward_table",
+        "attention_forward",
+        "attention_backward_delta",
+        "attention_backward_queries",
+        "attention_backward_keys",
+        "attention_backward_dense_term",
+        "attention_backward_table",
     ]

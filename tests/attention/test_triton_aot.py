@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import aot as compiler
 from tests.attention import aot
 
 pytest.importorskip("triton")
@@ -32,7 +33,8 @@ COVERING = {
     [(*key, name) for key, names in COVERING.items() for name in names],
 )
 def test_resources(capability: int, width: int, dtype: torch.dtype, form: str, name: str) -> None:
-    launch = next(one for one in aot.launches(capability, width, dtype, form) if one.name == name)
-    found = aot.compiled(launch, capability)
-    print(f"{aot.HEADER}\n{aot.row(capability, width, dtype, form, launch, found)}")
-    assert not aot.faults(capability, width, dtype, launch, found)
+    found = aot.launches(capability, width, dtype, form)
+    launch = next(one for one in found if one.name == f"attention_{name}")
+    resources = compiler.compiled(launch, capability)
+    print(f"{compiler.HEADER}\n{compiler.row(capability, aot.name(width, dtype, form), launch, resources)}")
+    assert not compiler.faults(capability, launch, resources, **aot.known(width, dtype, launch))

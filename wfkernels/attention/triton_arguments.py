@@ -75,6 +75,11 @@ class Form(NamedTuple):
     has_dropout: bool
     precision: str  # of float32 products: ieee or tf32
 
+    @property
+    def is_heavy(self) -> bool:
+        """Do integers, of dropout or of a table, take registers from the tile?"""
+        return self.has_dropout or "table" in (self.bias, self.gate)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -99,6 +104,15 @@ class Problem:
     site: int
     threshold: int  # dropout keeps words from here on
     kept: float  # 1 / (1 - p)
+
+    @property
+    def device(self) -> torch.device:
+        return self.query.data.device
+
+    @property
+    def bits(self) -> int:
+        """Of an element that is multiplied."""
+        return 8 * self.query.data.element_size()
 
     def scalars(self) -> dict[str, Any]:
         """Return the arguments that every kernel takes under these names."""

@@ -17,7 +17,6 @@ import triton.language as tl
 from wfkernels.attention.triton_terms import (
     LOG2E,
     bounds_of_sequence,
-    kept_pairs,
     load_statistic,
     load_tokens,
     scores_and_gates,
@@ -25,6 +24,7 @@ from wfkernels.attention.triton_terms import (
     store_tokens,
     tile_of_program,
 )
+from wfkernels.triton_philox import kept_pairs
 
 
 @triton.jit(do_not_specialize=["count", "queries", "keys", "site", "threshold"])

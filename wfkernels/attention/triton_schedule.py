@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from wfkernels import gpu
 from wfkernels.attention.triton_arguments import Problem
-from wfkernels.attention.triton_configs import Config
+from wfkernels.gpu import Config
+
+T = TypeVar("T")
 
 
 class Tiles(NamedTuple):
@@ -16,14 +20,6 @@ class Tiles(NamedTuple):
 
     sequence: Tensor  # [slots], -1 where a slot is not used
     tile: Tensor  # [slots]
-
-
-def launch(kernel: Any, programs: int, config: Config, device: torch.device, **arguments: Any) -> None:
-    """Run a kernel on `programs` programs; every launch of this room passes here."""
-    # Pinned, so that no version's default decides which products and sums are rounded as one.
-    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
-    with torch.cuda.device(device if device.type == "cuda" else -1):
-        kernel[(programs,)](**arguments, **options)
 
 
 def schedule(p: Problem, offsets: Tensor | None, tokens: int, size: int, batch_heads: int) -> tuple[Tiles | None, int]:
@@ -48,3 +44,9 @@ def blocks(config: Config, p: Problem) -> dict[str, int]:
     """Return the sizes of the tiles by the names of the kernels."""
     width, value_width = (max(16, 1 << (n - 1).bit_length()) for n in (p.width, p.value_width))
     return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_D": width, "BLOCK_V": value_width}
+
+
+def tuned(kernel: str, p: Problem, step: Callable[[Config], T], heavy: bool = False) -> T:
+    """Run a step with the config of a kernel of this room."""
+    name = f"attention_{kernel}{'_heavy' if heavy else ''}"
+    return gpu.tuned(name, p.device, max(p.width, p.value_width), p.bits, step)

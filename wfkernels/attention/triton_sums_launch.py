@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wfkernels import gpu
 from wfkernels.attention import triton_schedule as work
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.bucket import BucketTable
 from wfkernels.attention.triton_arguments import Problem
-from wfkernels.attention.triton_configs import Config
+from wfkernels.gpu import Config
 
 # Sums are split until there are about so many programs: a few for every multiprocessor of the largest GPU.
 PROGRAMS = 512
@@ -26,9 +27,20 @@ def _splits(programs: int, shares: int) -> int:
 
 
 def of_dense(
-    p: Problem, config: Config, arguments: Arguments, term: Tensor, query: Tensor, of_gate: bool, read: dict[str, Any]
+    p: Problem, arguments: Arguments, term: Tensor, query: Tensor, of_gate: bool, read: dict[str, Any]
 ) -> Tensor:
     """Return the gradient of a dense bias or gate, summed over every dimension along which it was broadcast."""
+    return work.tuned("terms", p, lambda config: _of_dense(p, config, arguments, term, query, of_gate, read))
+
+
+def of_table(p: Problem, arguments: Arguments, bucket: BucketTable, of_gate: bool, read: dict[str, Any]) -> Tensor:
+    """Return the gradient of a table: every program counts its pairs by entry, then all programs are added up."""
+    return work.tuned("tables", p, lambda config: _of_table(p, config, arguments, bucket, of_gate, read))
+
+
+def _of_dense(
+    p: Problem, config: Config, arguments: Arguments, term: Tensor, query: Tensor, of_gate: bool, read: dict[str, Any]
+) -> Tensor:
     from wfkernels.attention.triton_sums import _attention_backward_dense_term_kernel
 
     device = term.device
@@ -53,7 +65,7 @@ def of_dense(
     height, breadth = row_tiles if sum_rows else rows, column_tiles if sum_columns else columns
     whole = splits == 1 and not (sum_rows or sum_columns)
     sums = torch.empty((splits, owners, height, breadth), dtype=term.dtype if whole else torch.float32, device=device)
-    work.launch(
+    gpu.launch(
         _attention_backward_dense_term_kernel,
         programs * splits,
         config,
@@ -84,10 +96,9 @@ def of_dense(
     return gradient
 
 
-def of_table(
+def _of_table(
     p: Problem, config: Config, arguments: Arguments, bucket: BucketTable, of_gate: bool, read: dict[str, Any]
 ) -> Tensor:
-    """Return the gradient of a table: every program counts its pairs by entry, then all programs are added up."""
     from wfkernels.attention.triton_sums import _attention_backward_table_kernel
 
     table = bucket.table
@@ -106,7 +117,7 @@ def of_table(
     sums = torch.empty((slots * splits, owners, entries), dtype=torch.float32, device=device)
     size = min(MOST_ENTRIES, max(16, 1 << (entries - 1).bit_length()))
     for first in range(0, entries, size):
-        work.launch(
+        gpu.launch(
             _attention_backward_table_kernel,
             slots * splits * owners,
             config,
