@@ -21,7 +21,7 @@ from unittest import mock
 from wfkernels import gpu
 from wfkernels.gpu import SHARED_MEMORY, Config
 
-ROOMS = ("attention",)
+ROOMS = ("attention", "residual_norm")
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
 

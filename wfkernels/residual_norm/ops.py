@@ -14,16 +14,18 @@ from torch import Tensor
 from wfkernels.dispatch import Implementation, always, choose, register
 from wfkernels.judge import Contract, named
 from wfkernels.precision import accumulator
-from wfkernels.residual_norm import cpp, reference
+from wfkernels.residual_norm import cpp, reference, triton_launch
 
 register(
     "residual_norm",
+    Implementation("triton", triton_launch.forward, triton_launch.why_not),
     Implementation("cpp", cpp.forward, cpp.why_not),
     Implementation("reference", reference.forward, always),
     contract=Contract(named("h", "y", "mean", "rstd")),
 )
 register(
     "residual_norm_backward",
+    Implementation("triton", triton_launch.backward, triton_launch.why_not_backward),
     Implementation("cpp", cpp.backward, cpp.why_not_backward),
     Implementation("reference", reference.backward, always),
     contract=Contract(named("dx", "dresidual", "dweight", "dbias"), gradient=True),
