@@ -118,15 +118,26 @@ WFKERNELS_FUNCTION void differentiate_tile(
   }
 }
 
-// All keys against some rows of one head; grad_key and grad_value are sums of the item's chunk.
+// Adds a product to sums, or writes it there where they are `fresh`: nothing was written yet.
+template <typename T>
+WFKERNELS_INLINE void add_product(
+    bool fresh, int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
+    T* sums) {
+  if (fresh)
+    product<T, false>(rows, columns, depth, a, a_row, a_depth, b, columns, sums, columns);
+  else
+    product<T, true>(rows, columns, depth, a, a_row, a_depth, b, columns, sums, columns);
+}
+
+// All keys against some rows of one head; grad_key and grad_value are sums of the item's chunk, `begun` by rows before.
 template <typename T>
 WFKERNELS_FUNCTION void backward_rows(
-    const Problem& p, const Item& item, const Sequence& sequence, int64_t head, Rows<T>& rows, T* sums,
+    const Problem& p, const Item& item, const Sequence& sequence, int64_t head, Rows<T>& rows, T* sums, bool begun,
     Scratch<T> scratch) {
   const int64_t key_head = head / (p.heads / p.key_heads);
   const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
   const T* key_columns = static_cast<const T*>(p.key_columns) + place * p.width;
-  const T* key_rows = static_cast<const T*>(p.key_rows) + place * p.padded_width;
+  const RowsOf<T> keys = rows_of<T>(p.key, sequence.key, key_head, p.key_rows, place, p.padded_width);
   const T* value_columns = static_cast<const T*>(p.value_columns) + place * p.value_width;
   T* grad_key = sums;
   T* grad_value = sums + sequence.padded_keys * p.padded_width;
@@ -135,9 +146,18 @@ WFKERNELS_FUNCTION void backward_rows(
   T* of_rows = scratch.take(4 * kTileColumns);
   const bool need_slopes = p.need_query || p.need_key || p.bias_gradient.data || p.gate_gradient.data;
 
+  const auto zero = [&](int64_t column, int64_t columns) {
+    if (p.need_key) memset(grad_key + column * p.padded_width, 0, columns * p.padded_width * sizeof(T));
+    if (p.need_value) memset(grad_value + column * p.padded_value_width, 0, columns * p.padded_value_width * sizeof(T));
+  };
+
   const int64_t last = sequence.row + rows.begin + rows.count - 1;
   for (int64_t column = 0; column < sequence.keys; column += kTileColumns) {
-    if (p.is_causal && column > last) break;
+    bool fresh = !begun;
+    if (p.is_causal && column > last) {
+      if (fresh) zero(column, sequence.keys - column);
+      break;
+    }
     const int64_t columns = smaller(kTileColumns, sequence.keys - column);
     const int64_t width = smaller(kTileColumns, sequence.padded_keys - column);
     // Tiles begin at multiples of their height, whatever row the item begins at.
@@ -158,18 +178,19 @@ WFKERNELS_FUNCTION void backward_rows(
           p, item, sequence, head, tile, rows.norm + first, rows.delta + first, scores, differences, of_rows);
       if (state == TileState::kClosed) continue;
       if (p.need_value)
-        product<T, true>(
-            columns, p.padded_value_width, tile.rows, scores, 1, width, grad_out, p.padded_value_width,
-            grad_value + column * p.padded_value_width, p.padded_value_width);
+        add_product(
+            fresh, columns, p.padded_value_width, tile.rows, scores, 1, width, grad_out,
+            grad_value + column * p.padded_value_width);
       if (p.need_key)
-        product<T, true>(
-            columns, p.padded_width, tile.rows, differences, 1, width, query, p.padded_width,
-            grad_key + column * p.padded_width, p.padded_width);
+        add_product(
+            fresh, columns, p.padded_width, tile.rows, differences, 1, width, query, grad_key + column * p.padded_width);
+      fresh = false;
       if (p.need_query)
         product<T, true>(
-            tile.rows, p.padded_width, columns, differences, width, 1, key_rows + column * p.padded_width,
-            p.padded_width, rows.grad_query + first * p.padded_width, p.padded_width);
+            tile.rows, p.padded_width, columns, differences, width, 1, keys.first + column * keys.stride, keys.stride,
+            rows.grad_query + first * p.padded_width, p.padded_width);
     }
+    if (fresh) zero(column, columns);
   }
 }
 
@@ -195,11 +216,12 @@ void backward_item(const Problem& p, const Item& item, void* memory) {
       const int64_t key_head = head / sharing;
       T* sums = static_cast<T*>(p.sums) + sequence.first_sum * (p.padded_width + p.padded_value_width) +
           ((item.chunk - sequence.first_chunk) * p.sum_heads + key_head - p.first_sum_head) * size;
-      if (head % sharing == 0 && (p.need_key || p.need_value)) memset(sums, 0, size * sizeof(T));
+      bool begun = head % sharing != 0;
       for (rows.begin = begin; rows.begin < end; rows.begin += kCachedRows) {
         rows.count = smaller(kCachedRows, end - rows.begin);
         read_rows(p, sequence, head, rows, row);
-        backward_rows(p, item, sequence, head, rows, sums, scratch);
+        backward_rows(p, item, sequence, head, rows, sums, begun, scratch);
+        begun = true;
         if (!p.need_query) continue;
         for (int64_t i = 0; i < rows.count; ++i) {
           T* grad = rows.grad_query + i * p.padded_width;
@@ -213,16 +235,16 @@ void backward_item(const Problem& p, const Item& item, void* memory) {
   }
 }
 
-// Adds the chunks' sums of one key head and writes the gradients of keys and values.
+// Adds the chunks' sums of some keys of one key head and writes their gradients and those of their values.
 template <typename T>
-void finish_keys(const Problem& p, int64_t number, int64_t key_head, void* memory) {
+void finish_keys(const Problem& p, int64_t number, int64_t key_head, int64_t first_key, void* memory) {
   const Sequence& sequence = p.sequences[number];
   const int64_t both = p.padded_width + p.padded_value_width;
   const int64_t size = sequence.padded_keys * both;
   const T* sums = static_cast<const T*>(p.sums) + sequence.first_sum * both + (key_head - p.first_sum_head) * size;
   T* total = static_cast<T*>(memory);
   const auto finish = [&](int64_t width, int64_t padded_width, int64_t offset, const Tokens& to, int64_t first) {
-    for (int64_t key = 0; key < sequence.keys; ++key) {
+    for (int64_t key = first_key; key < smaller(first_key + kFinishedKeys, sequence.keys); ++key) {
       for (int64_t j = 0; j < padded_width; j += kLanes<T>) {
         Vector<T> sum{};
         for (int64_t chunk = 0; chunk < sequence.chunks; ++chunk)

@@ -206,16 +206,17 @@ void Call::write_out(Table& table, T diagonal) {
   Term& term = table.term;
   table.pairs = term;
   table.dense = buffer(term.heads * any.queries * any.padded_keys);
-  T* to = static_cast<T*>(table.dense.data());
+  T* const entries = static_cast<T*>(table.dense.data());
   const T* expanded = static_cast<const T*>(term.expanded);
-  for (int64_t head = 0; head < term.heads; ++head)
-    for (int64_t i = 0; i < any.queries; ++i, to += any.padded_keys) {
-      for_each_run(term, head, i, any.keys, [&](int64_t from, int64_t end, int64_t place) {
-        std::copy_n(expanded + place, end - from, to + from);
-      });
-      std::fill(to + any.keys, to + any.padded_keys, diagonal);
-      if (term.diagonal_open && i < any.keys) to[i] = diagonal;
-    }
+  for_each_free(term.heads * any.queries, 0, [&](int64_t row, void*) {
+    const int64_t head = row / any.queries, i = row % any.queries;
+    T* to = entries + row * any.padded_keys;
+    for_each_run(term, head, i, any.keys, [&](int64_t from, int64_t end, int64_t place) {
+      std::copy_n(expanded + place, end - from, to + from);
+    });
+    std::fill(to + any.keys, to + any.padded_keys, diagonal);
+    if (term.diagonal_open && i < any.keys) to[i] = diagonal;
+  });
   Term dense;
   dense.kind = TermKind::kDense;
   dense.data = static_cast<char*>(table.dense.data());
@@ -293,13 +294,17 @@ void Call::pack(bool for_backward) {
   const int64_t keys = packed_keys_ * p.key_heads;
   key_columns_ = buffer(keys * p.width);
   p.key_columns = key_columns_.data();
+  // Rows in the kernels' own type that need no padding are read where they lie.
+  const auto lies_so = [&](const Tokens& tokens, int64_t width) {
+    return tokens.type == (wide() ? Number::kDouble : Number::kFloat) && tokens.column == 1 && width % kPad == 0;
+  };
   if (for_backward) {
-    key_rows_ = buffer(keys * p.padded_width);
+    if (!lies_so(p.key, p.width)) key_rows_ = buffer(keys * p.padded_width);
     value_columns_ = buffer(keys * p.value_width);
     p.key_rows = key_rows_.data();
     p.value_columns = value_columns_.data();
   } else {
-    value_rows_ = buffer(keys * p.padded_value_width);
+    if (!lies_so(p.value, p.value_width)) value_rows_ = buffer(keys * p.padded_value_width);
     p.value_rows = value_rows_.data();
   }
   const auto pack = kernels_of(options_.isa).attention_pack[wide()];

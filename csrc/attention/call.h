@@ -101,7 +101,9 @@ class Call {
   void look_at_tiles();
   void place_gradient(const Table& table, bool need, TermGradient& gradient, int64_t Sequence::*first);
   std::vector<int64_t> group_sequences(bool by_bias, bool by_gate);
+  int64_t heads_at_once() const;
   std::vector<Item> divide(bool by_bias, bool by_gate);
+  std::vector<Item> key_blocks() const;
   std::vector<int64_t> fill_bins(std::vector<Item>& items) const;
   void open_gradient(const Table& table, bool need, TermGradient& gradient, OptionalTensor& sums) const;
   Tensor fold(const Table& table, const Tensor& sums) const;

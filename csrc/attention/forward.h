@@ -50,7 +50,7 @@ void forward_item(const Problem& p, const Item& item, void* memory) {
   const int64_t key_head = head / (p.heads / p.key_heads);
   const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
   const T* key_columns = static_cast<const T*>(p.key_columns) + place * p.width;
-  const T* value_rows = static_cast<const T*>(p.value_rows) + place * p.padded_value_width;
+  const RowsOf<T> values = rows_of<T>(p.value, sequence.value, key_head, p.value_rows, place, p.padded_value_width);
 
   Scratch<T> scratch{static_cast<T*>(memory)};
   T* scores = scratch.take(kTileRows * kTileColumns);
@@ -123,8 +123,8 @@ void forward_item(const Problem& p, const Item& item, void* memory) {
       }
     }
     product<T, true>(
-        rows, p.padded_value_width, columns, scores, tile.width, 1, value_rows + column * p.padded_value_width,
-        p.padded_value_width, out, p.padded_value_width);
+        rows, p.padded_value_width, columns, scores, tile.width, 1, values.first + column * values.stride, values.stride,
+        out, p.padded_value_width);
   }
 
   for (int64_t i = 0; i < rows; ++i) {

@@ -2,8 +2,8 @@
 //
 // Sequences that share a bias or gate whose gradient is wanted form a group. A group's rows are cut into chunks that
 // depend on the shapes alone; an item is one chunk with all the sequences of the group and one key head. Where heads share
-// the gradient, one head is done after another. So the gradient of every entry of a dense term is added up by one item at
-// a time, in a fixed order. Gradients of tables are added up in bins, runs of items in a fixed order; those of keys and
+// the gradient, an item does one head after another, as many at a time as memory allows. So the gradient of every entry
+// of a dense term is added up by one item at a time, in a fixed order. Gradients of tables are added up in bins, runs of items in a fixed order; those of keys and
 // values per chunk. No result depends on the number of threads.
 
 #include <torch/csrc/stable/ops.h>
@@ -23,6 +23,8 @@ namespace {
 constexpr double kWantedItems = 16;
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kMostBins = 16;
+// Bytes of the sums of keys and values up to which heads that share a gradient need not be done one after another.
+constexpr double kMostSums = 4 * 1024 * 1024;
 
 int64_t size_from_end(const Tensor& tensor, int64_t from_end) {
   return tensor.dim() < from_end ? 1 : tensor.size(tensor.dim() - from_end);
@@ -99,6 +101,18 @@ std::vector<int64_t> Call::group_sequences(bool by_bias, bool by_gate) {
   return begins;
 }
 
+// Of how many key heads the sums fit into memory at a time; a divisor of their number.
+int64_t Call::heads_at_once() const {
+  const Problem& p = problem_;
+  double keys = 0;
+  for (const Sequence& s : sequences_) keys += static_cast<double>(s.padded_keys);
+  const int64_t widths = p.padded_width + p.padded_value_width;
+  const double bytes = keys * static_cast<double>(kMostChunks * widths * (wide() ? sizeof(double) : sizeof(float)));
+  int64_t heads = p.key_heads;
+  while (heads > 1 && (p.key_heads % heads || bytes * static_cast<double>(heads) > kMostSums)) --heads;
+  return heads;
+}
+
 // Cuts the work into items.
 std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
   Problem& p = problem_;
@@ -106,7 +120,8 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
   // A gradient without rows of its own would be shared by chunks.
   const bool all_rows = (by_bias && p.bias_gradient.row == 0) || (by_gate && p.gate_gradient.row == 0);
   const int64_t sharing = p.heads / p.key_heads;
-  p.sum_heads = all_heads ? 1 : p.key_heads;
+  p.sum_heads = all_heads ? heads_at_once() : p.key_heads;
+  const int64_t phase = p.sum_heads * sharing, together = all_heads ? phase : sharing;  // heads of a phase, of an item
   const std::vector<int64_t> begins = group_sequences(by_bias, by_gate);
   double total = 0;
   for (const Sequence& s : sequences_) total += cost_of(s);
@@ -122,7 +137,7 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
       high = std::max(high, sequences_[s].item_row + sequences_[s].queries);
       cost += cost_of(sequences_[s]);
     }
-    const int64_t wanted = static_cast<int64_t>(cost / total * kWantedItems / static_cast<double>(p.sum_heads));
+    const int64_t wanted = static_cast<int64_t>(cost / total * kWantedItems * double(together) / double(phase));
     const int64_t chunks = all_rows ? 1 : std::clamp<int64_t>(wanted, 1, kMostChunks);
     const int64_t rows = std::max(kTileRows, (high - low + chunks * kTileRows - 1) / (chunks * kTileRows) * kTileRows);
     for (int64_t s = first; s < first + count; ++s) {
@@ -133,11 +148,20 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
       sequence.first_sum = p.sum_rows;
       p.sum_rows += sequence.chunks * p.sum_heads * sequence.padded_keys;
     }
-    for (int64_t head = 0; head < p.sum_heads * sharing; head += sharing)
+    for (int64_t head = 0; head < phase; head += together)
       for (int64_t chunk = 0; low + chunk * rows < high; ++chunk)
-        items.push_back({first, count, low + chunk * rows, low + (chunk + 1) * rows, head, head + sharing, chunk, 0});
+        items.push_back({first, count, low + chunk * rows, low + (chunk + 1) * rows, head, head + together, chunk, 0});
   }
   return items;
+}
+
+// Cuts the keys of every sequence into blocks whose sums over the chunks are added up.
+std::vector<Item> Call::key_blocks() const {
+  std::vector<Item> blocks;
+  for (int64_t s = 0; s < static_cast<int64_t>(sequences_.size()); ++s)
+    for (int64_t key = 0; key < sequences_[s].keys; key += kFinishedKeys)
+      blocks.push_back({s, 1, key, key + kFinishedKeys, 0, 0, 0, 0});
+  return blocks;
 }
 
 // Gives runs of items of about equal cost a bin each; returns where each run begins, and the end.
@@ -193,12 +217,14 @@ Tensor Call::fold_pairs(const Table& table, const Tensor& sums) const {
   const Term& term = table.pairs;
   std::vector<double> total(term.heads * term.cells * term.span, 0.0);
   const T* from = static_cast<const T*>(sums.const_data_ptr());
-  for (int64_t head = 0; head < term.heads; ++head)
-    for (int64_t i = 0; i < any.queries; ++i, from += any.padded_keys)
+  for_each_free(term.heads, 0, [&](int64_t head, void*) {
+    const T* row = from + head * any.queries * any.padded_keys;
+    for (int64_t i = 0; i < any.queries; ++i, row += any.padded_keys)
       for_each_run(term, head, i, any.keys, [&](int64_t first, int64_t end, int64_t place) {
         for (int64_t j = first; j < end; ++j)
-          if (!term.diagonal_open || j != i) total[place + j - first] += static_cast<double>(from[j]);
+          if (!term.diagonal_open || j != i) total[place + j - first] += static_cast<double>(row[j]);
       });
+  });
   return by_entry(table, term, total);
 }
 
@@ -262,7 +288,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> Call::backward(
   p.sums = sums.data();
 
   const Kernels& kernels = kernels_of(options_.isa);
-  const int64_t bytes = scratch_bytes(true), sequences = static_cast<int64_t>(sequences_.size());
+  const int64_t bytes = scratch_bytes(true);
+  const std::vector<Item> keys = key_blocks();
   for (p.first_sum_head = 0; p.first_sum_head < p.key_heads; p.first_sum_head += p.sum_heads) {
     for_each_free(static_cast<int64_t>(runs.size()) - 1, bytes, [&](int64_t run, void* scratch) {
       for (int64_t i = runs[run]; i < runs[run + 1]; ++i) {
@@ -273,8 +300,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> Call::backward(
       }
     });
     if (p.need_key || p.need_value)
-      for_each_free(sequences * p.sum_heads, bytes, [&](int64_t i, void* scratch) {
-        kernels.attention_finish[wide()](p, i / p.sum_heads, p.first_sum_head + i % p.sum_heads, scratch);
+      for_each_free(static_cast<int64_t>(keys.size()) * p.sum_heads, bytes, [&](int64_t i, void* scratch) {
+        const Item& block = keys[i / p.sum_heads];
+        const int64_t key_head = p.first_sum_head + i % p.sum_heads;
+        kernels.attention_finish[wide()](p, block.first_sequence, key_head, block.row_begin, scratch);
       });
   }
   return {grad_query, grad_key, grad_value, close_gradient(bias_, bias_sums), close_gradient(gate_, gate_sums)};

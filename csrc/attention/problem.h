@@ -88,7 +88,8 @@ struct Problem {
   const Sequence* sequences;
   // [sequence, tile of rows, tile of columns] the TileState of every tile where all heads agree on it, else null.
   uint8_t* states;
-  // Keys and values of all sequences in the kernels' own type: as tiles of columns, and as rows.
+  // Keys and values of all sequences in the kernels' own type: as tiles of columns, and as rows. Null: rows are read where
+  // they lie.
   void *key_columns, *key_rows, *value_columns, *value_rows;
   // Gradients of keys and values for some key heads at a time, so that memory does not grow with the heads.
   int64_t sum_rows, sum_heads, first_sum_head;
@@ -110,6 +111,8 @@ constexpr int64_t kTileRows = 64;
 constexpr int64_t kTileColumns = 128;
 // Rows whose queries and gradients stay in a cache while all keys pass by.
 constexpr int64_t kCachedRows = 512;
+// Keys whose sums one thread adds up at a time.
+constexpr int64_t kFinishedKeys = 128;
 // Keys and widths are padded to this many elements, a multiple of every vector.
 constexpr int64_t kPad = 16;
 

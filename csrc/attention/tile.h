@@ -54,6 +54,10 @@ WFKERNELS_FUNCTION void read(const Elements& from, int64_t first, int64_t stride
 // Writes count contiguous elements.
 template <typename T>
 WFKERNELS_FUNCTION void write(const T* from, int64_t count, const Elements& to, int64_t first) {
+  if (to.type == kOwn<T>) {
+    memcpy(reinterpret_cast<T*>(to.data) + first, from, count * sizeof(T));
+    return;
+  }
   switch (to.type) {
     case Number::kFloat: {
       float* target = reinterpret_cast<float*>(to.data) + first;
@@ -273,11 +277,27 @@ void look_at_rows(const Problem& p, const Item& item, void* memory) {
   }
 }
 
+// Writes the first `count` columns of a block of kPad rows as rows.
+template <typename T>
+WFKERNELS_INLINE void transpose_block(const T* from, int64_t stride, int64_t count, T* to, int64_t to_stride) {
+  for (int64_t i = 0; i < kPad; i += kLanes<T>)
+    for (int64_t j = 0; j < count; j += kLanes<T>) {
+      Vector<T> square[kLanes<T>];
+      WFKERNELS_UNROLL
+      for (int64_t k = 0; k < kLanes<T>; ++k) square[k] = load(from + (i + k) * stride + j);
+      transpose<T>(square);
+      WFKERNELS_UNROLL
+      for (int64_t k = 0; k < kLanes<T>; ++k)
+        if (j + k < count) store(to + (j + k) * to_stride + i, square[k]);
+    }
+}
+
 // Packs the keys or values of one sequence and head: `columns` [tile][width][keys of the tile], `rows` [keys][width].
 template <typename T>
 WFKERNELS_FUNCTION void pack_tokens(
     const Tokens& tokens, int64_t first, const Sequence& sequence, int64_t head, int64_t width, int64_t padded_width,
     T* columns, T* rows) {
+  if (!columns && !rows) return;
   T block[kPad][kPad];
   for (int64_t token = 0; token < sequence.padded_keys; token += kPad) {
     const int64_t tile = token / kTileColumns * kTileColumns;
@@ -286,23 +306,36 @@ WFKERNELS_FUNCTION void pack_tokens(
     for (int64_t part = 0; part < padded_width; part += kPad) {
       const int64_t count = smaller(kPad, width - part);
       const int64_t place = first + head * tokens.head + token * tokens.token + part * tokens.column;
-      if (have < kPad || count < kPad) memset(block, 0, sizeof(block));
-      if (tokens.type == kOwn<T> && tokens.column == 1 && count == kPad) {
-        // A copy of known size takes no call.
-        const T* from = reinterpret_cast<const T*>(tokens.data) + place;
-        for (int64_t i = 0; i < have; ++i) memcpy(block[i], from + i * tokens.token, sizeof(block[i]));
+      const T* from = block[0];
+      int64_t stride = kPad;
+      if (tokens.type == kOwn<T> && tokens.column == 1 && count == kPad && have == kPad) {
+        from = reinterpret_cast<const T*>(tokens.data) + place;
+        stride = tokens.token;
       } else {
+        memset(block, 0, sizeof(block));
         for (int64_t i = 0; i < have; ++i) read(tokens, place + i * tokens.token, tokens.column, count, block[i]);
       }
       if (rows)
         for (int64_t i = 0; i < kPad; ++i)
-          memcpy(rows + (token + i) * padded_width + part, block[i], sizeof(block[i]));
-      if (!columns) continue;
-      T* to = columns + tile * width + part * tile_width + token - tile;
-      for (int64_t j = 0; j < count; ++j)
-        for (int64_t i = 0; i < kPad; ++i) to[j * tile_width + i] = block[i][j];
+          memcpy(rows + (token + i) * padded_width + part, from + i * stride, sizeof(block[0]));
+      if (columns)
+        transpose_block(from, stride, count, columns + tile * width + part * tile_width + token - tile, tile_width);
     }
   }
+}
+
+template <typename T>
+struct RowsOf {
+  const T* first;
+  int64_t stride;
+};
+
+// The rows of keys or values: where they lie, or those that were packed.
+template <typename T>
+WFKERNELS_INLINE RowsOf<T> rows_of(
+    const Tokens& tokens, int64_t first, int64_t head, const void* packed, int64_t place, int64_t padded_width) {
+  if (packed) return {static_cast<const T*>(packed) + place * padded_width, padded_width};
+  return {reinterpret_cast<const T*>(tokens.data) + first + head * tokens.head, tokens.token};
 }
 
 template <typename T>

@@ -17,7 +17,7 @@ constexpr int64_t kDepth = 256;
 struct Kernels {
   using Pack = void (*)(const Problem&, int64_t sequence, int64_t key_head);
   using Attention = void (*)(const Problem&, const Item&, void* scratch);
-  using Finish = void (*)(const Problem&, int64_t sequence, int64_t key_head, void* scratch);
+  using Finish = void (*)(const Problem&, int64_t sequence, int64_t key_head, int64_t first_key, void* scratch);
   Pack attention_pack[2];
   Attention attention_look[2];
   Attention attention_forward[2];

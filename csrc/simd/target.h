@@ -4,11 +4,12 @@
 //
 // Code for a larger instruction set must not leak into functions that other files share: the linker keeps one copy of an
 // inline function, and it may be this one. So standard headers are included before the target is set, and the kernels use
-// no templates of the standard library. tests/simd/test_leaks.py looks for it in what was built.
+// no functions of the standard library that are templates. tests/simd/test_leaks.py looks for it in what was built.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #define WFKERNELS_INLINE inline __attribute__((always_inline))
 #define WFKERNELS_FUNCTION static

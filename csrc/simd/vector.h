@@ -63,18 +63,63 @@ WFKERNELS_INLINE Integers<T> first_lanes(int64_t count) {
   return lane_numbers<T>() < static_cast<Index>(count < kLanes<T> ? count : kLanes<T>);
 }
 
-template <typename T>
-WFKERNELS_INLINE T sum_of(Vector<T> value) {
-  T sum = value[0];
-  WFKERNELS_UNROLL
-  for (int64_t i = 1; i < kLanes<T>; ++i) sum += value[i];
-  return sum;
+// Takes lanes[i] as lane i: those of a, and behind them those of b.
+template <typename T, int64_t... lanes>
+WFKERNELS_INLINE Vector<T> shuffled(Vector<T> a, Vector<T> b, std::integer_sequence<int64_t, lanes...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, lanes...);
+#else
+  return __builtin_shuffle(a, b, Integers<T>{lanes...});
+#endif
+}
+
+// Lane i ^ step at lane i.
+template <typename T, int64_t step, int64_t... i>
+WFKERNELS_INLINE Vector<T> swapped(Vector<T> value, std::integer_sequence<int64_t, i...>) {
+  return shuffled<T>(value, value, std::integer_sequence<int64_t, (i ^ step)...>{});
+}
+
+// Lanes of a and b by turns, from lane `first` on: a0 b0 a1 b1 ...
+template <typename T, int64_t first, int64_t... i>
+WFKERNELS_INLINE Vector<T> mingled(Vector<T> a, Vector<T> b, std::integer_sequence<int64_t, i...>) {
+  return shuffled<T>(a, b, std::integer_sequence<int64_t, (first + i / 2 + i % 2 * kLanes<T>)...>{});
 }
 
 template <typename T>
+using Lanes = std::make_integer_sequence<int64_t, kLanes<T>>;
+
+// By halves: x0 + x8, x1 + x9, ... and so on, down to one.
+template <typename T, int64_t step = kLanes<T> / 2>
+WFKERNELS_INLINE T sum_of(Vector<T> value) {
+  if constexpr (step == 0)
+    return value[0];
+  else
+    return sum_of<T, step / 2>(value + swapped<T, step>(value, Lanes<T>{}));
+}
+
+template <typename T, int64_t step = kLanes<T> / 2>
 WFKERNELS_INLINE T largest_of(Vector<T> value) {
-  T largest = value[0];
+  if constexpr (step == 0) {
+    return value[0];
+  } else {
+    const Vector<T> other = swapped<T, step>(value, Lanes<T>{});
+    return largest_of<T, step / 2>(other > value ? other : value);
+  }
+}
+
+// Transposes a square of lanes: mingling the rows of both halves turns the bits of a place round, one at a time.
+template <typename T>
+WFKERNELS_INLINE void transpose(Vector<T> (&rows)[kLanes<T>]) {
+  constexpr int64_t kHalf = kLanes<T> / 2;
   WFKERNELS_UNROLL
-  for (int64_t i = 1; i < kLanes<T>; ++i) largest = value[i] > largest ? value[i] : largest;
-  return largest;
+  for (int64_t done = 1; done < kLanes<T>; done *= 2) {
+    Vector<T> mixed[kLanes<T>];
+    WFKERNELS_UNROLL
+    for (int64_t i = 0; i < kHalf; ++i) {
+      mixed[2 * i] = mingled<T, 0>(rows[i], rows[i + kHalf], Lanes<T>{});
+      mixed[2 * i + 1] = mingled<T, kHalf>(rows[i], rows[i + kHalf], Lanes<T>{});
+    }
+    WFKERNELS_UNROLL
+    for (int64_t i = 0; i < kLanes<T>; ++i) rows[i] = mixed[i];
+  }
 }
