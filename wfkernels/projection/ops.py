@@ -14,7 +14,7 @@ from wfkernels.dispatch import Implementation, always, choose, register
 from wfkernels.judge import Contract, named
 from wfkernels.layout import aligned, starts
 from wfkernels.precision import accumulator
-from wfkernels.projection import cpp, reference
+from wfkernels.projection import cpp, reference, triton_launch
 from wfkernels.projection.reference import Shape
 
 # What the backward returns first, in this order.
@@ -28,12 +28,14 @@ def _gradient_names(grad: Any, tokens: Any, weights: Sequence[Tensor], *_: Any) 
 
 register(
     "projection",
+    Implementation("triton", triton_launch.forward, triton_launch.why_not),
     Implementation("cpp", cpp.forward, cpp.why_not),
     Implementation("reference", reference.forward, always),
     contract=Contract(named("students")),
 )
 register(
     "projection_backward",
+    Implementation("triton", triton_launch.backward, triton_launch.why_not_backward),
     Implementation("cpp", cpp.backward, cpp.why_not_backward),
     Implementation("reference", reference.backward, always),
     contract=Contract(_gradient_names, gradient=True),
