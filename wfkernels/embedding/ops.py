@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wfkernels import autocast
 from wfkernels.dispatch import Implementation, always, choose, register
-from wfkernels.embedding import cpp, reference
+from wfkernels.embedding import cpp, reference, triton_launch
 from wfkernels.embedding.reference import Shape
 from wfkernels.judge import Contract, named
 from wfkernels.precision import accumulator
@@ -25,12 +25,14 @@ def _gradient_names(grad: Any, rows: Any, weights: Sequence[Tensor], *_: Any) ->
 
 register(
     "embedding",
+    Implementation("triton", triton_launch.forward, triton_launch.why_not),
     Implementation("cpp", cpp.forward, cpp.why_not),
     Implementation("reference", reference.forward, always),
     contract=Contract(named("tokens")),
 )
 register(
     "embedding_backward",
+    Implementation("triton", triton_launch.backward, triton_launch.why_not_backward),
     Implementation("cpp", cpp.backward, cpp.why_not_backward),
     Implementation("reference", reference.backward, always),
     contract=Contract(_gradient_names, gradient=True),
