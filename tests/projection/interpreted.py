@@ -58,8 +58,12 @@ def calls() -> interpreted.Calls:
     for seed in SEEDS:
         yield f"draw({seed})", partial(wrongs, arguments(draw(seed)[0], {"rest": FULL}, seed))
     yield "a weight that no layer takes", unused
+    for name in ("plain, anchor", "gated"):
+        yield f"{name}, tokens that are NaN", partial(spoilt, CASES[name])
     yield "gradients beyond float16", overflows
-    yield "two runs", repeats
+    for output in OUTPUTS:
+        case = Case(output, "mean", base=True, rows=True)
+        yield f"{output}, two runs", partial(repeats, case)
 
 
 def wrongs(args: tuple[Any, ...], size: float = 1.0) -> list[str]:
@@ -81,6 +85,16 @@ def unused() -> list[str]:
     return wrongs(tuple(args))
 
 
+def spoilt(case: Case) -> list[str]:
+    """A token that is NaN spoils what is computed of it and nothing beside it: what is masked is not multiplied."""
+    args = list(arguments(case, {"rest": FULL}))
+    copies = sum(case.teachers) if case.read == "mean" else len(case.teachers)
+    first, second, _ = case.layout.layout.rows
+    tokens = args[0].clone()
+    tokens[[0, 2, copies * (first + second)]] = torch.nan
+    return wrongs((tokens, *args[1:]))
+
+
 def overflows() -> list[str]:
     """Gradients of products that float16 does not hold, of tokens and weights that it does."""
     args = list(arguments(CASES["plain, anchor"], {"rest": FULL, "tokens": HALF}))
@@ -89,15 +103,19 @@ def overflows() -> list[str]:
     return wrongs(tuple(args), 1e6)
 
 
-def repeats() -> list[str]:
-    """Two runs agree to the bit."""
-    args = arguments(LARGE["gated, wide"], {"rest": FULL})
+def repeats(case: Case) -> list[str]:
+    """Two runs agree to the bit, and no element comes from memory that nobody wrote."""
+    args = arguments(case, {"rest": FULL})
 
     def run() -> list[Tensor]:
         students = ops.projection(*args, "triton")
         return [students, *ops.projection_backward(students, *args, True, "triton")]
 
-    pairs = zip(run(), run(), strict=True)
+    first = run()
+    torch.use_deterministic_algorithms(True)  # allocations begin as NaN
+    second = run()
+    torch.use_deterministic_algorithms(False)
+    pairs = zip(first, second, strict=True)
     return [f"result {i} differs from one run to the next" for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
 
 

@@ -72,7 +72,7 @@ def _projection_backward_delta_kernel(
         scaled = scaled / tl.load(power)
     store_rows(deltas, place_of_rows(layers, layer, group, row, count), scaled, row_valid, column, width)
 
-    along = gradient * tl.where(valid, delta, 0.0)
+    along = gradient * delta
     kinds: tl.constexpr = 3 if FORM.output == "prior" else 2
     sums += slot * kinds * BLOCK_N + tl.arange(0, BLOCK_N)
     tl.store(sums, tl.sum(along, 0))

@@ -142,7 +142,6 @@ def _projection_backward_gates_kernel(
     for part in range(0, tl.load(slots.columns + layer)):
         place = (first + part * parts) * copies + copy
         over += tl.load(overs + place * BLOCK_M + tl.arange(0, BLOCK_M))
-    over = tl.where(row_valid, over, 0.0)
     tl.store(whole + token, over, mask=row_valid)
     sums += slot * (d + 1)
     tl.store(sums + d, tl.sum(over, 0))
