@@ -4,6 +4,7 @@
 
 #include "attention/attention.h"
 #include "embedding/embedding.h"
+#include "linear/linear.h"
 #include "projection/projection.h"
 #include "residual_norm/residual_norm.h"
 #include "rows/rows.h"
@@ -26,6 +27,7 @@ STABLE_TORCH_LIBRARY_IMPL(wfkernels_cpp, CPU, library) {
   library.impl("attention_backward", TORCH_BOX(&wfkernels::attention_backward));
   library.impl("residual_norm", TORCH_BOX(&wfkernels::residual_norm));
   library.impl("residual_norm_backward", TORCH_BOX(&wfkernels::residual_norm_backward));
+  library.impl("linear", TORCH_BOX(&wfkernels::linear));
   library.impl("projection", TORCH_BOX(&wfkernels::projection));
   library.impl("projection_backward", TORCH_BOX(&wfkernels::projection_backward));
 }

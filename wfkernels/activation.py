@@ -20,3 +20,8 @@ def activate_backward(grad: Tensor, x: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         return grad * (x > 0)
     return torch.ops.aten.gelu_backward(grad, x) if activation == "gelu" else grad
+
+
+def activate_backward_(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    """Return what `activate_backward` does, in the memory of `grad` where that goes."""
+    return grad.mul_(x > 0) if activation == "relu" else activate_backward(grad, x, activation)

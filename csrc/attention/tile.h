@@ -281,15 +281,8 @@ void look_at_rows(const Problem& p, const Item& item, void* memory) {
 template <typename T>
 WFKERNELS_INLINE void transpose_block(const T* from, int64_t stride, int64_t count, T* to, int64_t to_stride) {
   for (int64_t i = 0; i < kPad; i += kLanes<T>)
-    for (int64_t j = 0; j < count; j += kLanes<T>) {
-      Vector<T> square[kLanes<T>];
-      WFKERNELS_UNROLL
-      for (int64_t k = 0; k < kLanes<T>; ++k) square[k] = load(from + (i + k) * stride + j);
-      transpose<T>(square);
-      WFKERNELS_UNROLL
-      for (int64_t k = 0; k < kLanes<T>; ++k)
-        if (j + k < count) store(to + (j + k) * to_stride + i, square[k]);
-    }
+    for (int64_t j = 0; j < count; j += kLanes<T>)
+      transpose_square(from + i * stride + j, stride, smaller(kLanes<T>, count - j), to + j * to_stride + i, to_stride);
 }
 
 // Packs the keys or values of one sequence and head: `columns` [tile][width][keys of the tile], `rows` [keys][width].

@@ -91,12 +91,21 @@ WFKERNELS_FUNCTION void pack_slivers(
   constexpr int64_t kTogether = 16;
   T line[kTogether];
   const int64_t all = padded(columns);
-  // What lies side by side is read together.
+  // What lies side by side is read together, in squares where there are some.
   if (row == 1 && column != 1) {
+    const int64_t whole_columns = from.type == kOwn<T> ? columns / kLanes<T> * kLanes<T> : 0;
+    const int64_t squared = first + count / kLanes<T> * kLanes<T>;
+    for (int64_t j = 0; j < whole_columns; j += kLanes<T>) {
+      const int64_t start = j / kSliver<T> * kSliver<T>, width = sliver_width<T>(all, start);
+      const T* source = reinterpret_cast<const T*>(from.data) + place + j * column;
+      T* target = to + start * whole + j - start;
+      for (int64_t k = first; k < squared; k += kLanes<T>)
+        transpose_square(source + k, column, kLanes<T>, target + k * width, width);
+    }
     for (int64_t j = 0; j < all; ++j) {
       const int64_t start = j / kSliver<T> * kSliver<T>, width = sliver_width<T>(all, start);
       T* target = to + start * whole + j - start;
-      for (int64_t k = first; k < first + count; k += kTogether) {
+      for (int64_t k = j < whole_columns ? squared : first; k < first + count; k += kTogether) {
         const int64_t together = smaller(kTogether, first + count - k);
         if (j < columns)
           read(from, place + k + j * column, 1, together, line);

@@ -2,13 +2,14 @@
 
 #include "attention/problem.h"
 #include "embedding/problem.h"
+#include "linear/problem.h"
 #include "projection/problem.h"
 #include "residual_norm/problem.h"
 #include "simd/isa.h"
 
 namespace wfkernels {
 
-// Blocks of the products of embedding and projection: so many rows or columns of the result at a time, so deep.
+// Blocks of the products of embedding, projection and linear: so many rows or columns of the result at a time, so deep.
 constexpr int64_t kPanelRows = 128;
 constexpr int64_t kBlockColumns = 128;
 constexpr int64_t kDepth = 256;
@@ -25,6 +26,7 @@ struct Kernels {
   Finish attention_finish[2];
   NormKernels residual_norm[2];
   EmbeddingKernels embedding[2];
+  LinearKernels linear[2];
   ProjectionKernels projection[2];
 };
 

@@ -25,6 +25,7 @@ namespace wfkernels::WFKERNELS_ISA {
 #include "embedding/activation.h"
 #include "embedding/forward.h"
 #include "embedding/backward.h"
+#include "linear/kernel.h"
 #include "projection/forward.h"
 #include "projection/backward.h"
 
@@ -36,6 +37,7 @@ extern const Kernels kernels = {
     {finish_keys<float>, finish_keys<double>},
     {kNormKernels<float>, kNormKernels<double>},
     {kEmbeddingKernels<float>, kEmbeddingKernels<double>},
+    {{pack_linear<float>, linear_forward<float>}, {pack_linear<double>, linear_forward<double>}},
     {kProjectionKernels<float>, kProjectionKernels<double>},
 };
 

@@ -123,3 +123,15 @@ WFKERNELS_INLINE void transpose(Vector<T> (&rows)[kLanes<T>]) {
     for (int64_t i = 0; i < kLanes<T>; ++i) rows[i] = mixed[i];
   }
 }
+
+// Writes the first `count` columns of a square of lanes in memory as rows.
+template <typename T>
+WFKERNELS_INLINE void transpose_square(const T* from, int64_t stride, int64_t count, T* to, int64_t to_stride) {
+  Vector<T> square[kLanes<T>];
+  WFKERNELS_UNROLL
+  for (int64_t i = 0; i < kLanes<T>; ++i) square[i] = load(from + i * stride);
+  transpose<T>(square);
+  WFKERNELS_UNROLL
+  for (int64_t i = 0; i < kLanes<T>; ++i)
+    if (i < count) store(to + i * to_stride, square[i]);
+}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from wfkernels import autocast, check
 from wfkernels.layout import TokenLayout
 from wfkernels.predict import validate
-from wfkernels.predict.function import Predict
+from wfkernels.predict.function import Predict, forward
 from wfkernels.predict.parameters import Parameters, Settings
 from wfkernels.predict.plan import Plan, indices
 
@@ -72,7 +73,10 @@ def predict(
         cross = parameters.cross.expand(layout.groups, *parameters.cross.shape[-2:])
         parameters = replace(parameters, cross=cross.repeat(len(layout.layout.layers), 1, 1))
     plan = Plan(layout, settings, return_cross, impl)
-    students, crossed = Predict.apply(
-        plan, parameters.structure(), rows, seed, gate_lookup, *indices(plan, rows), *parameters.flatten()
-    )
+    given = parameters.flatten()
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, *given)):
+        structure = parameters.structure()
+        students, crossed = Predict.apply(plan, structure, rows, seed, gate_lookup, *indices(plan, rows), *given)
+    else:
+        students, crossed, *_ = forward(plan, indices(plan, rows), rows, seed, gate_lookup, parameters, keep=False)
     return (students, crossed) if return_cross else students

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from wfkernels.activation import activate, activate_backward
+from wfkernels.activation import activate, activate_backward_
 from wfkernels.predict.attend import Attention, attend, attend_backward
 from wfkernels.predict.parameters import Block, Parameters
 from wfkernels.predict.plan import Indices, Plan
+from wfkernels.predict.products import linear, times
 from wfkernels.residual_norm import ops as residual_norm_ops
 
 
@@ -107,24 +107,24 @@ def block_forward(
     products: tuple[Tensor, ...]
     if pruned:
         residual = residual[at.read]
-        query = linear(y[at.read], block.qkv_weight[:d], block.qkv_bias[:d])
-        products = query, linear(y, block.qkv_weight[d:], block.qkv_bias[d:])
+        query = linear(y[at.read], block.qkv_weight[:d], block.qkv_bias[:d], plan.impl)
+        products = query, linear(y, block.qkv_weight[d:], block.qkv_bias[d:], plan.impl)
     else:
-        products = (linear(y, block.qkv_weight, block.qkv_bias),)
+        products = (linear(y, block.qkv_weight, block.qkv_bias, plan.impl),)
     if saved is None:
         saved = attend(plan, at, i, pruned, *_by_head(plan, products, d), parameters.gate, lookup, seed)
-    joined = linear(saved.joined(at).flatten(1), block.out_weight, block.out_bias)
+    joined = linear(saved.joined(at).flatten(1), block.out_weight, block.out_bias, plan.impl)
     h, y, mean, rstd = residual_norm_ops.residual_norm(
         joined, residual, *middle(plan, block), s.eps, s.dropout_p, seed, 3 * i + 1, plan.impl
     )
-    return Inner(products, saved, h, mean, rstd, y, linear(y, block.up_weight, block.up_bias))
+    return Inner(products, saved, h, mean, rstd, y, linear(y, block.up_weight, block.up_bias, plan.impl))
 
 
 def boundary_forward(plan: Plan, i: int, norm: Norm | None, block: Block, inner: Inner, seed: Tensor | None) -> Stream:
     """Close block i by the second half of its feed-forward and the LayerNorm of boundary i + 1."""
     assert norm is not None
     s = plan.settings
-    branch = linear(activate(inner.up, s.feed_forward), block.down_weight, block.down_bias)
+    branch = linear(inner.up, block.down_weight, block.down_bias, plan.impl, s.feed_forward)
     residual = inner.h if s.norm == "pre" else inner.y
     h, y, mean, rstd = residual_norm_ops.residual_norm(
         branch, residual, *norm, s.eps, s.dropout_p, seed, 3 * i + 2, plan.impl
@@ -203,9 +203,9 @@ def block_backward(
     pruned, pre, d = plan.pruned(i, len(parameters.blocks)), s.norm == "pre", y.shape[1]
 
     down = _linear_backward(grad_branch, activate(inner.up, s.feed_forward))
-    grad_up = activate_backward(grad_branch @ block.down_weight, inner.up, s.feed_forward)
+    grad_up = activate_backward_(times(grad_branch, block.down_weight, plan.impl), inner.up, s.feed_forward)
     up = _linear_backward(grad_up, inner.y)
-    grad_inner = grad_up @ block.up_weight
+    grad_inner = times(grad_up, block.up_weight, plan.impl)
     grad_joined, grad_stream, *norm = residual_norm_ops.residual_norm_backward(
         grad_residual if pre else None,
         grad_inner if pre else grad_inner + grad_residual,
@@ -219,7 +219,7 @@ def block_backward(
         plan.impl,
     )
     out = _linear_backward(grad_joined, inner.attention.joined(at).flatten(1))
-    grad_out = (grad_joined @ block.out_weight).view(inner.attention.out.shape)
+    grad_out = times(grad_joined, block.out_weight, plan.impl).view(inner.attention.out.shape)
     triple, gate = attend_backward(
         plan,
         at,
@@ -237,13 +237,13 @@ def block_backward(
         grad_query, grad_rest = triple[0].flatten(1), torch.stack(triple[1:], dim=1).flatten(1)
         parts = (_linear_backward(grad_query, y[at.read]), _linear_backward(grad_rest, y))
         weight, bias = (torch.cat(pair) for pair in zip(*parts, strict=True))
-        grad_y = grad_rest @ block.qkv_weight[d:]
-        grad_y = grad_y.index_add(0, at.read, grad_query @ block.qkv_weight[:d])
+        grad_y = times(grad_rest, block.qkv_weight[d:], plan.impl)
+        grad_y = grad_y.index_add(0, at.read, times(grad_query, block.qkv_weight[:d], plan.impl))
         grad_stream = torch.zeros_like(y).index_copy(0, at.read, grad_stream)
     else:
         grad_rest = torch.stack(triple, dim=1).flatten(1)
         weight, bias = _linear_backward(grad_rest, y)
-        grad_y = grad_rest @ block.qkv_weight
+        grad_y = times(grad_rest, block.qkv_weight, plan.impl)
     if not pre:
         grad_y = grad_y + grad_stream
     return BlockGradients(grad_stream if pre else None, grad_y, Norm(*norm), (weight, bias), out, up, down, gate)

@@ -49,18 +49,20 @@ def _projection_arguments(plan: Plan, rows: Tensor, z: Tensor, p: Parameters) ->
 
 
 def forward(
-    plan: Plan, at: Indices, rows: Tensor, seed: Tensor | None, lookup: Tensor | None, p: Parameters
+    plan: Plan, at: Indices, rows: Tensor, seed: Tensor | None, lookup: Tensor | None, p: Parameters, keep: bool
 ) -> tuple[Tensor, Tensor, list[Kept], Stream | None]:
-    """Return the student buffers [groups, numel], the cross tokens [groups, c, d] and what backward needs."""
-    norms, keep_all = chain.boundaries(plan, p), plan.settings.recompute == "none"
+    """Return the student buffers [groups, numel], the cross tokens [groups, c, d] and, to keep, what backward needs."""
+    norms, keep_all = chain.boundaries(plan, p), keep and plan.settings.recompute == "none"
     tokens = embedding_ops.embedding(*_embedding_arguments(plan, rows, p), plan.impl)
     stream = chain.opened(tokens, norms[0], plan.settings.eps, plan.impl)
     kept: list[Kept] = []
     for i, block in enumerate(p.blocks):
         inner = chain.block_forward(plan, at, i, p, stream, seed, lookup)
-        opening = stream if keep_all and i > 0 else Stream(stream.h)
-        kept.append(Kept(opening, inner.attention, inner if keep_all else None))
+        if keep:
+            opening = stream if keep_all and i > 0 else Stream(stream.h)
+            kept.append(Kept(opening, inner.attention, inner if keep_all else None))
         stream = chain.boundary_forward(plan, i, norms[i + 1], block, inner, seed)
+        del inner  # before the next block makes its own
     y = stream.y
     assert y is not None
     z = y[at.rows] if plan.return_cross else y
@@ -184,7 +186,7 @@ class Predict(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         count = len(Indices._fields)
         at, given = Indices(*tensors[:count]), tensors[count:]  # type: ignore[arg-type]
-        students, cross, kept, closing = forward(plan, at, rows, seed, lookup, structure.unflatten(given))
+        students, cross, kept, closing = forward(plan, at, rows, seed, lookup, structure.unflatten(given), True)
         ctx.plan, ctx.structure, ctx.given = plan, structure, len(given)
         ctx.kept = skeleton((kept, closing))
         ctx.save_for_backward(rows, seed, lookup, *tensors, *spread((kept, closing)))

@@ -1,0 +1,1 @@
+"""The products of predict's blocks: act(x) W^T + b."""
