@@ -51,7 +51,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_weight, grad_bias = reference.backward(grad, *ctx.saved_tensors, ctx.activation)
+    x, weight = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = reference.backward(grad, x, weight, ctx.activation)
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None
 
 
