@@ -21,7 +21,7 @@ from unittest import mock
 from wfkernels import gpu
 from wfkernels.gpu import SHARED_MEMORY, Config
 
-ROOMS = ("attention", "embedding", "residual_norm", "projection")
+ROOMS = ("attention", "embedding", "residual_norm", "rows", "projection")
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
 

@@ -18,6 +18,7 @@ from wfkernels.explain import functions
 from wfkernels.layout import Layer, Parameter, RowLayout
 
 LAYOUT = RowLayout((Layer("fc", "linear", 2, (Parameter("fc.weight", (2, 3), 0, 3),)),))
+NO_GPU = "not triton: it needs an NVIDIA GPU (sm_80 or newer) and these tensors lie on cpu"
 
 
 # A call of every public function that computes something, and the library ops in it.
@@ -123,7 +124,7 @@ def test_explain_a_public_function_by_name() -> None:
     teachers = [[torch.ones(2, 3, dtype=torch.float8_e5m2)]]
     lines = wfkernels.explain("pack", teachers, LAYOUT)
     assert lines.splitlines() == [
-        "rows_pack: reference; not cpp: it does not know torch.float8_e5m2; cast to float32 first",
+        f"rows_pack: reference; {NO_GPU}; not cpp: it does not know torch.float8_e5m2; cast to float32 first",
         "switches: WFKERNELS_IMPL=auto, WFKERNELS_CHECK=0, WFKERNELS_CPU_ISA=best, WFKERNELS_TF32=0",
     ]
 
@@ -133,7 +134,7 @@ def test_explain_a_callable_with_its_gradient(monkeypatch: pytest.MonkeyPatch) -
     teacher = torch.ones(2, 3, requires_grad=True)
     lines = wfkernels.explain(lambda: wfkernels.pack([[teacher]], LAYOUT).sum().backward())
     assert lines.splitlines()[:-1] == [
-        f"{op}: reference; not cpp: not built" for op in ("rows_pack", "rows_pack_backward")
+        f"{op}: reference; {NO_GPU}; not cpp: not built" for op in ("rows_pack", "rows_pack_backward")
     ]
 
 
@@ -156,7 +157,7 @@ def test_explain_says_which_switches_are_in_force(monkeypatch: pytest.MonkeyPatc
 def test_explain_a_call_that_cannot_run() -> None:
     teachers = [[torch.ones(2, 3, dtype=torch.float8_e5m2)]]
     lines = wfkernels.explain("pack", teachers, LAYOUT, impl="cpp")
-    assert lines.startswith("rows_pack: nothing can run; not cpp: it does not know torch.float8_e5m2")
+    assert lines.startswith(f"rows_pack: nothing can run; {NO_GPU}; not cpp: it does not know torch.float8_e5m2")
 
 
 def test_explain_does_not_hide_other_errors() -> None:

@@ -280,7 +280,7 @@ FLOATING = "expected a floating-point tensor, got torch."
         ([[WEIGHT.to_sparse(), BIAS]], {}, TypeError, "pack: teachers[0] fc.0: expected a dense tensor"),
         ([[WEIGHT, BIAS.to("meta")]], {}, ValueError, "fc.1: expected a tensor on cpu like the first, got one on meta"),
         ([[WEIGHT, BIAS]], {"dtype": torch.int32}, TypeError, "pack: dtype: expected a real floating-point dtype"),
-        ([[WEIGHT, BIAS]], {"impl": "fast"}, ImplementationError, "has the implementations cpp, reference"),
+        ([[WEIGHT, BIAS]], {"impl": "fast"}, ImplementationError, "has the implementations triton, cpp, reference"),
     ],
 )
 def test_errors_name_what_is_wrong(

@@ -14,7 +14,7 @@ from torch import Tensor
 from wfkernels import compiled
 from wfkernels.dispatch import Implementation, always, choose, register
 from wfkernels.judge import Contract, named
-from wfkernels.rows import reference
+from wfkernels.rows import reference, triton_launch
 
 _CPP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -63,6 +63,7 @@ def _cpp_why_not(tensors: Sequence[Tensor], rows: Any, parameters: Any, widths: 
 
 register(
     "rows_pack",
+    Implementation("triton", triton_launch.forward, triton_launch.why_not),
     Implementation("cpp", _cpp, _cpp_why_not),
     Implementation("reference", reference.forward, always),
     contract=Contract(named("rows"), exact=True),
@@ -96,6 +97,7 @@ def _cpp_why_not_backward(grad: Tensor, *_: Any) -> str | None:
 
 register(
     "rows_pack_backward",
+    Implementation("triton", triton_launch.backward, triton_launch.why_not_backward),
     Implementation("cpp", _cpp_backward, _cpp_why_not_backward),
     Implementation("reference", reference.backward, always),
     contract=Contract(_gradient_names, exact=True),
