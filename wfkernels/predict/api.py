@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wfkernels import autocast, check
 from wfkernels.layout import TokenLayout
-from wfkernels.predict import validate
+from wfkernels.predict import casts, validate
 from wfkernels.predict.function import Predict, forward
 from wfkernels.predict.parameters import Parameters, Settings
 from wfkernels.predict.plan import Plan, indices
@@ -67,8 +67,9 @@ def predict(
     seed = check.dropout(validate.OP, settings.dropout_p, seed, rows.device, "settings.dropout_p")
     dtype = autocast.dtype(parameters.gamma)
     kept = KEPT if gate_lookup is None else (*KEPT, "gate")
-    tensors = zip(parameters.names(), parameters.flatten(), strict=True)
-    parameters = parameters.unflatten([t if t is None or name in kept else t.to(dtype) for name, t in tensors])
+    named = dict(zip(parameters.names(), parameters.flatten(), strict=True))
+    cast = casts.cast({name: t for name, t in named.items() if t is not None and name not in kept}, dtype)
+    parameters = parameters.unflatten(list({**named, **cast}.values()))
     if parameters.cross is not None:
         cross = parameters.cross.expand(layout.groups, *parameters.cross.shape[-2:])
         parameters = replace(parameters, cross=cross.repeat(len(layout.layout.layers), 1, 1))
