@@ -48,6 +48,25 @@ WFKERNELS_INLINE int64_t place_of(
   return first + query.head * gradient.head + row * gradient.row + column * gradient.column;
 }
 
+// Asks for a row of the gradient of a dense term.
+template <typename T>
+WFKERNELS_INLINE void prefetch_gradient(
+    const Term& term, const TermGradient& gradient, int64_t first, const Sequence& sequence, int64_t head,
+    const Tile& tile, int64_t i) {
+  if (!gradient.data || term.kind != TermKind::kDense || gradient.column != 1 || i >= tile.rows) return;
+  const Query query = query_of(term, sequence, head, tile.index + i);
+  prefetch<T>(gradient.data, place_of(term, gradient, first, query, tile.column), tile.columns);
+}
+
+// Asks for all that row i of a tile reads and writes of bias and gate.
+template <typename T>
+WFKERNELS_INLINE void prefetch_all(
+    const Problem& p, const Sequence& sequence, int64_t head, const Tile& tile, int64_t i) {
+  prefetch_terms<T>(p, sequence, head, tile, i);
+  prefetch_gradient<T>(p.bias, p.bias_gradient, sequence.bias_gradient, sequence, head, tile, i);
+  prefetch_gradient<T>(p.gate, p.gate_gradient, sequence.gate_gradient, sequence, head, tile, i);
+}
+
 // Turns the scores and dP of a tile into the factors of the products that follow: P (with dropout) and dS. Adds the
 // gradients of bias and gate.
 template <typename T>
@@ -66,6 +85,7 @@ WFKERNELS_FUNCTION void differentiate_tile(
   for (int64_t i = 0; i < tile.rows; ++i) {
     T* row = scores + i * tile.width;
     T* difference = differences + i * tile.width;
+    prefetch_all<T>(p, sequence, head, tile, i + kRowsAhead);
     const Query at_bias = query_of(p.bias, sequence, head, tile.index + i);
     const Query at_gate = query_of(p.gate, sequence, head, tile.index + i);
     const int64_t allowed = allowed_keys(p, tile, at_bias.row);
@@ -166,6 +186,7 @@ WFKERNELS_FUNCTION void backward_rows(
       const Tile tile{rows.begin + first, count, column, columns, width};
       const TileState state = state_of(p, sequence, head, tile, of_rows);
       if (state == TileState::kSkipped) continue;
+      for (int64_t i = 0; i < kRowsAhead; ++i) prefetch_all<T>(p, sequence, head, tile, i);
       const T* query = rows.query + first * p.padded_width;
       const T* grad_out = rows.grad_out + first * p.padded_value_width;
       product<T, false>(

@@ -75,12 +75,14 @@ void forward_item(const Problem& p, const Item& item, void* memory) {
     const Tile tile{item.row_begin, rows, column, columns, smaller(kTileColumns, sequence.padded_keys - column)};
     if (p.is_causal && column > sequence.row + item.row_begin + rows - 1) break;
     if (state_of(p, sequence, head, tile, bias_scratch) != TileState::kOpen) continue;
+    for (int64_t i = 0; i < kRowsAhead; ++i) prefetch_terms<T>(p, sequence, head, tile, i);
     product<T, false>(
         rows, tile.width, p.width, query, p.padded_width, 1, key_columns + column * p.width, tile.width, scores,
         tile.width);
 
     for (int64_t i = 0; i < rows; ++i) {
       T* row = scores + i * tile.width;
+      prefetch_terms<T>(p, sequence, head, tile, i + kRowsAhead);
       const Query at_bias = query_of(p.bias, sequence, head, tile.index + i);
       const Query at_gate = query_of(p.gate, sequence, head, tile.index + i);
       const int64_t allowed = allowed_keys(p, tile, at_bias.row);

@@ -169,11 +169,38 @@ WFKERNELS_INLINE const T* term_row(
   return scratch;
 }
 
+// Rows of a tile, ahead of the one at hand, whose bias, gate and gradients are asked for: what a processor foresees itself
+// are neighbouring addresses, and the next row is far away.
+constexpr int64_t kRowsAhead = 4;
+
+template <typename T>
+WFKERNELS_INLINE void prefetch(const void* data, int64_t place, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(static_cast<const T*>(data) + place + j);
+}
+
 // A tile: `rows` queries from `index` on, `columns` keys from `column` on.
 struct Tile {
   int64_t index, rows, column, columns;
   int64_t width;  // columns and the padding behind them
 };
+
+// Asks for a row of a dense bias or gate that will be read where it lies.
+template <typename T>
+WFKERNELS_INLINE void prefetch_term(
+    const Term& term, int64_t first, const Sequence& sequence, int64_t head, const Tile& tile, int64_t i) {
+  if (term.kind != TermKind::kDense || term.type != kOwn<T> || term.column != 1 || i >= tile.rows) return;
+  const Query query = query_of(term, sequence, head, tile.index + i);
+  const int64_t row = term.from_table_row ? query.row : query.index;
+  prefetch<T>(term.data, first + query.head * term.head + row * term.row + tile.column, tile.columns);
+}
+
+template <typename T>
+WFKERNELS_INLINE void prefetch_terms(
+    const Problem& p, const Sequence& sequence, int64_t head, const Tile& tile, int64_t i) {
+  prefetch_term<T>(p.bias, sequence.bias, sequence, head, tile, i);
+  prefetch_term<T>(p.gate, sequence.gate, sequence, head, tile, i);
+}
 
 // Where the gradient of a row of a tile is added up: in its place, or in zeroed `scratch` that `commit` adds there.
 template <typename T>
