@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests import interpreted
+from tests import interpreted, properties
 from tests.projection.cases import CASES, Case, call, draw, library_arguments
+from wfkernels import judge
 from wfkernels.projection import ops
 from wfkernels.projection.reference import OUTPUTS
 
@@ -26,6 +27,7 @@ LARGE = {
     "prior, long": Case("prior", projections=(0, 1, 0), **LONG),
     "mean, deep": Case("mean", "mean", layers=((5, (9,)),), d=300),
     "no rows at all": Case("prior", layers=((0, (4,)),)),
+    "tokens of no width": Case("gated", "mean", d=0, base=True),
 }
 HALVES = ("plain, anchor", "prior, mean, base", "gated", "shared projections", "gated, wide", "prior, wide")
 # Numbers of other dtypes than the tokens' beside them.
@@ -58,6 +60,7 @@ def calls() -> interpreted.Calls:
     for seed in SEEDS:
         yield f"draw({seed})", partial(wrongs, arguments(draw(seed)[0], {"rest": FULL}, seed))
     yield "a weight that no layer takes", unused
+    yield "every second element", strides
     for name in ("plain, anchor", "gated"):
         yield f"{name}, tokens that are NaN", partial(spoilt, CASES[name])
     yield "gradients beyond float16", overflows
@@ -83,6 +86,11 @@ def unused() -> list[str]:
     args[1], args[2] = [torch.randn(6, 3), *args[1]], [torch.randn(3), *args[2]]
     args[15] = [g + 1 for g in args[15]]
     return wrongs(tuple(args))
+
+
+def strides() -> list[str]:
+    args = arguments(CASES["gated"], {"rest": FULL})
+    return wrongs(tuple(judge.each(lambda t: properties.strided(t).detach(), args)))
 
 
 def spoilt(case: Case) -> list[str]:

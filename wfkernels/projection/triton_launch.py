@@ -6,19 +6,17 @@ number of launches depends neither on the layers nor on the teachers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wfkernels import gpu
 from wfkernels.gpu import Config
-from wfkernels.layout import ALIGNMENT, starts
 from wfkernels.projection import triton_tables as tables
-from wfkernels.projection.reference import Shape
-from wfkernels.projection.triton_tables import Segment, Sizes
+from wfkernels.projection.triton_problem import Problem, blocks, launch, problem, tuned
+from wfkernels.projection.triton_tables import Segment
 
 # Programs without a product: rows, columns (of a layer, of sums), columns of d.
 READ = Config(16, 0, 128, 4, 1)
@@ -28,72 +26,6 @@ FOLD = Config(32, 128, 0, 4, 1)
 FOLD_NUMBERS = Config(512, 1, 0, 4, 1)
 # Below the largest number of 16 bits, with room for what a product adds up.
 LARGEST = 2.0**14
-
-T = TypeVar("T")
-
-
-class Form(NamedTuple):
-    """What a kernel is compiled for; no length is in it."""
-
-    output: str
-    read: str
-    reads_all: bool  # multiplies all teachers' tokens, not their mean
-    precision: str  # of float32 products: ieee or tf32
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A call in the words of the kernels."""
-
-    tokens: Tensor  # [rows read, d]
-    weight: Tensor  # [d, joined]: all weights side by side, each with zeros up to a multiple of ALIGNMENT
-    bias: Tensor  # [joined]
-    strength: Tensor
-    shift: Tensor
-    scale: Tensor
-    rows: Tensor | None
-    base: Tensor | None
-    prior: Tensor | None
-    blend: Tensor | None
-    gate_weight: Tensor | None
-    gate_bias: Tensor | None
-    sizes: Sizes
-    read: str
-    output: str
-
-    @property
-    def device(self) -> torch.device:
-        return self.tokens.device
-
-    @property
-    def averages(self) -> bool:
-        """Are there several tokens of a row to take the mean of?"""
-        return self.read == "mean" and max(self.sizes.teachers) > 1
-
-    def form(self, reads_all: bool = False) -> Form:
-        return Form(self.output, self.read, reads_all, gpu.precision())
-
-    def reads_all(self, *results: Tensor) -> bool:
-        """Are all teachers' tokens multiplied for results of these dtypes?
-
-        A mean in 16 bits is exact enough for results that have no more.
-        """
-        rounding = torch.finfo(self.tokens.dtype).eps
-        finer = min(torch.finfo(t.dtype).eps for t in results) < rounding
-        return self.averages and finer and self.tokens.dtype != torch.float32
-
-    def scalars(self) -> dict[str, Any]:
-        """Return the arguments that most kernels take under these names."""
-        return {
-            "layers": tables.layers(self.sizes, self.device),
-            "groups": tables.groups(self.sizes, self.device),
-            "copies": self.sizes.copies,
-            "count": self.sizes.groups,
-        }
-
-    def students(self) -> dict[str, Any]:
-        """Return the arguments that say where rows stand in a student."""
-        return {"columns": tables.columns(self.sizes, self.device), "numel": sum(self.sizes.students)}
 
 
 def why_not(tokens: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *rest: Any) -> str | None:
@@ -106,68 +38,6 @@ def why_not_backward(grad: Tensor, *inputs: Any) -> str | None:
     return gpu.why_not(grad) or why_not(*inputs)
 
 
-def _problem(
-    tokens: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    strength: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    rows: Tensor | None,
-    base: Tensor | None,
-    prior: Tensor | None,
-    blend: Tensor | None,
-    gate_weight: Tensor | None,
-    gate_bias: Tensor | None,
-    shape: Shape,
-) -> Problem:
-    optional = (rows, base, prior, blend, gate_weight, gate_bias)
-    rows, base, prior, blend, gate_weight, gate_bias = (None if t is None else t.contiguous() for t in optional)
-    zeros = tokens.new_zeros(tokens.shape[1] * ALIGNMENT)
-    return Problem(
-        tokens.contiguous(),
-        _joined(weights, zeros),
-        _joined(biases, zeros),
-        strength.contiguous(),
-        shift.contiguous(),
-        scale.contiguous(),
-        rows,
-        base,
-        prior,
-        blend,
-        gate_weight,
-        gate_bias,
-        Sizes.of(shape, weights),
-        shape.read,
-        shape.output,
-    )
-
-
-def _joined(tensors: Sequence[Tensor], zeros: Tensor) -> Tensor:
-    """Return tensors side by side along their last dimension, each with zeros up to a multiple of ALIGNMENT."""
-    pieces = []
-    for t in tensors:
-        lead, unused = t.shape[:-1], -t.shape[-1] % ALIGNMENT
-        pieces += [t, zeros[: lead.numel() * unused].view(*lead, unused)]
-    return torch.cat(pieces, -1)
-
-
-def _tuned(kernel: str, p: Problem, step: Callable[[Config], T]) -> T:
-    # Nothing limits a tile: d and the columns of a layer are walked over.
-    return gpu.tuned(f"projection_{kernel}", p.device, 0, 8 * p.tokens.element_size(), step)
-
-
-def _launch(kernel: Any, programs: int, config: Config, device: torch.device, **arguments: Any) -> None:
-    if programs > 0:
-        gpu.launch(kernel, programs, config, device, **arguments)
-
-
-def _blocks(config: Config) -> dict[str, int]:
-    """Return the sides of a tile by the names of the kernels."""
-    sides = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-    return {name: side for name, side in sides.items() if side}
-
-
 def _read(p: Problem, averages: bool, gates: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the mean of every unit's tokens and what every teacher's row counts, where asked for."""
     means = p.tokens.new_empty(p.sizes.groups * sum(p.sizes.rows), p.sizes.d) if averages else None
@@ -177,7 +47,7 @@ def _read(p: Problem, averages: bool, gates: bool) -> tuple[Tensor | None, Tenso
     from wfkernels.projection.triton_forward import _projection_read_kernel
 
     tiles, _, programs = tables.tiles(p.sizes, "units", READ.block_m, 1, p.device)
-    _launch(
+    launch(
         _projection_read_kernel,
         programs,
         READ,
@@ -190,14 +60,14 @@ def _read(p: Problem, averages: bool, gates: bool) -> tuple[Tensor | None, Tenso
         tiles=tiles,
         d=p.sizes.d,
         **p.scalars(),
-        **_blocks(READ),
+        **blocks(READ),
     )
     return means, counts
 
 
 def forward(*inputs: Any) -> Tensor:
     """Return the students as wfkernels.projection.reference does."""
-    p = _problem(*inputs)
+    p = problem(*inputs)
     out = p.strength.new_empty(p.sizes.groups, sum(p.sizes.students))
     out.index_fill_(1, tables.padding(p.sizes, p.device), 0)
     reads_all = p.reads_all(out)
@@ -206,7 +76,7 @@ def forward(*inputs: Any) -> Tensor:
 
     def step(config: Config) -> None:
         tiles, _, programs = tables.tiles(p.sizes, "students", config.block_m, config.block_n, p.device)
-        _launch(
+        launch(
             _projection_forward_kernel,
             programs,
             config,
@@ -229,17 +99,17 @@ def forward(*inputs: Any) -> Tensor:
             FORM=p.form(reads_all),
             **p.scalars(),
             **p.students(),
-            **_blocks(config),
+            **blocks(config),
         )
 
-    _tuned("forward", p, step)
+    tuned("forward", p, step)
     return out
 
 
 def backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     """Return the gradients as wfkernels.projection.reference does."""
     *given, wanted = inputs
-    p, grad = _problem(*given), grad.contiguous()
+    p, grad = problem(*given), grad.contiguous()
     weights = given[1]
     means, gates = _read(p, p.averages, p.output == "gated" and wanted)
     power = _power(p, grad)
@@ -290,7 +160,7 @@ def _of_columns(
         tiles, slots, programs = tables.tiles(p.sizes, "students", config.block_m, config.block_n, p.device)
         sums = p.tokens.new_empty((programs, kinds, config.block_n), dtype=torch.float32)
         strengths = p.tokens.new_empty(programs, dtype=torch.float32)
-        _launch(
+        launch(
             _projection_backward_delta_kernel,
             programs,
             config,
@@ -312,12 +182,12 @@ def _of_columns(
             FORM=p.form(reads_all),
             **p.scalars(),
             **p.students(),
-            **_blocks(config),
+            **blocks(config),
         )
         shift, scale = (t.new_empty(t.shape if wanted else 0) for t in (p.shift, p.scale))
         biases = p.bias.new_empty(sum(p.sizes.breadths))
         folds, programs = tables.folds(p.sizes, config.block_n, p.device)
-        _launch(
+        launch(
             _projection_fold_columns_kernel,
             programs,
             FOLD,
@@ -339,7 +209,7 @@ def _of_columns(
         by_layer = tables.by_layer(p.sizes, "students", config.block_m, config.block_n)
         return _folded(strengths, p.strength, by_layer, FOLD_NUMBERS), shift, scale, biases
 
-    return deltas, _tuned("delta", p, step)
+    return deltas, tuned("delta", p, step)
 
 
 def _folded(sums: Tensor, like: Tensor, segments: tuple[Segment, ...], config: Config) -> Tensor:
@@ -353,9 +223,7 @@ def _fold(sums: Tensor, out: Tensor, segments: tuple[Segment, ...], config: Conf
     from wfkernels.projection.triton_sums import _projection_fold_kernel
 
     found, programs = tables.segments(segments, config.block_n, out.device)
-    _launch(
-        _projection_fold_kernel, programs, config, out.device, sums=sums, out=out, segments=found, **_blocks(config)
-    )
+    launch(_projection_fold_kernel, programs, config, out.device, sums=sums, out=out, segments=found, **blocks(config))
 
 
 def _of_rows(
@@ -380,7 +248,7 @@ def _of_rows(
 
     tiles, slots, programs = tables.tiles(p.sizes, "networks", ROWS.block_m, ROWS.block_n, p.device)
     sums = p.tokens.new_empty((programs, p.sizes.copies * ROWS.block_m if is_gated else 1), dtype=torch.float32)
-    _launch(
+    launch(
         _projection_backward_rows_kernel,
         programs,
         ROWS,
@@ -402,7 +270,7 @@ def _of_rows(
         FORM=p.form(),
         **p.scalars(),
         **p.students(),
-        **_blocks(ROWS),
+        **blocks(ROWS),
     )
     over = None
     if is_prior:
@@ -424,7 +292,7 @@ def _of_gates(
     tiles, _, programs = tables.tiles(p.sizes, "copies", GATES.block_m, 1, p.device)
     whole = overs.new_empty(p.tokens.shape[0])
     sums = overs.new_empty(programs, size)
-    _launch(
+    launch(
         _projection_backward_gates_kernel,
         programs,
         GATES,
@@ -438,7 +306,7 @@ def _of_gates(
         slots=slots,
         d=p.sizes.d,
         copies=p.sizes.copies,
-        **_blocks(GATES),
+        **blocks(GATES),
     )
     both = weight.new_empty(len(p.sizes.breadths), size)
     _fold(sums, both, tables.by_projection(p.sizes, "copies", GATES.block_m, 1, size), FOLD)
@@ -452,7 +320,7 @@ def _of_tokens(p: Problem, deltas: Tensor, power: Tensor | None, over: Tensor | 
 
     def step(config: Config) -> None:
         tiles, _, programs = tables.tiles(p.sizes, "tokens", config.block_m, config.block_n, p.device)
-        _launch(
+        launch(
             _projection_backward_tokens_kernel,
             programs,
             config,
@@ -468,10 +336,10 @@ def _of_tokens(p: Problem, deltas: Tensor, power: Tensor | None, over: Tensor | 
             joined=p.sizes.joined,
             FORM=p.form(),
             **p.scalars(),
-            **_blocks(config),
+            **blocks(config),
         )
 
-    _tuned("tokens", p, step)
+    tuned("tokens", p, step)
     return tokens
 
 
@@ -479,12 +347,12 @@ def _of_weights(p: Problem, deltas: Tensor, power: Tensor | None, read: Tensor) 
     """Return the gradients of all weights [d, r], one after the other."""
     from wfkernels.projection.triton_backward import _projection_backward_weights_kernel
 
-    packed = p.weight.new_empty(starts([p.sizes.d * r for r in p.sizes.breadths])[-1])
+    packed = p.weight.new_empty(p.sizes.d * sum(p.sizes.breadths))
 
     def step(config: Config) -> None:
         products, programs, partial, segments = tables.products(p.sizes, config.block_m, config.block_n, p.device)
         partials = packed.new_empty(partial, dtype=torch.float32)
-        _launch(
+        launch(
             _projection_backward_weights_kernel,
             programs,
             config,
@@ -498,10 +366,10 @@ def _of_weights(p: Problem, deltas: Tensor, power: Tensor | None, read: Tensor) 
             products=products,
             d=p.sizes.d,
             FORM=p.form(),
-            **_blocks(config),
+            **blocks(config),
         )
         if segments:
             _fold(partials, packed, segments, FOLD)
 
-    _tuned("weights", p, step)
+    tuned("weights", p, step)
     return packed
