@@ -39,6 +39,10 @@ def permuted(tensors: list[Tensor]) -> list[Tensor]:
     return [t.permute(order).contiguous().permute(order) for t, order in zip(tensors, orders, strict=True)]
 
 
+def channels_last(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+
+
 def shifted(tensors: list[Tensor]) -> list[Tensor]:
     """The same values one element behind an aligned address."""
     return [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
@@ -49,6 +53,7 @@ FORMS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
     "mixed": mixed,
     "strided": strided,
     "permuted": permuted,
+    "channels last": channels_last,
     "shifted": shifted,
 }
 

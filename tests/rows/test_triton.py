@@ -75,18 +75,30 @@ def test_every_group_of_every_row_is_in_one_tile(layout: RowLayout) -> None:
     assert tables.parameters.tolist() == parameters
 
 
-def entries(tensors: list[Tensor]) -> list[tuple[int, ...]]:
+def entries(tensors: list[Tensor], width: int = 16) -> list[tuple[int, ...]]:
+    """Strides and kinds."""
     anchor = triton_launch._anchor(torch.device("cpu"))
-    return [triton_launch._entry(t.view(7, 16), 0, anchor) for t in tensors]
+    found = [triton_launch._entry(triton_launch._blocks(t, t.shape[0], width), 0, anchor) for t in tensors]
+    return [(across, size, along, kind) for _, across, _, size, along, kind in found]
 
 
 def test_what_is_read_in_groups() -> None:
     tensors = teachers(LAYOUTS["linear"])
     aligned = [t for teacher in tensors for t in teacher]
-    assert [entry[1:] for entry in entries(aligned)] == 3 * [(16, 1, 0)]
+    assert entries(aligned) == 3 * [(16, 16, 1, 0)]
     assert [entry[3] for entry in entries(mixed(aligned))] == [gpu.DTYPES.index(t.dtype) for t in mixed(aligned)]
-    assert [entry[1:] for entry in entries(permuted(aligned))] == 3 * [(1, 7, 3)]
-    assert [entry[1:] for entry in entries(shifted(aligned))] == 3 * [(16, 1, 3)]
+    assert entries(permuted(aligned)) == 3 * [(1, 16, 7, 3)]
+    assert entries(shifted(aligned)) == 3 * [(16, 16, 1, 3)]
+
+
+def test_channels_last_is_read_where_it_lies() -> None:
+    given = torch.zeros(5, 3, 4, 2).to(memory_format=torch.channels_last)
+    assert triton_launch._blocks(given, 5, 24).data_ptr() == given.data_ptr()
+    assert entries([given], 24) == [(24, 8, 3, 3)]
+    # Neither rows nor blocks of even strides: copied.
+    other = torch.zeros(2, 4, 3, 5).permute(3, 2, 1, 0)
+    assert triton_launch._blocks(other, 5, 24).is_contiguous()
+    assert entries([other], 24) == [(24, 24, 1, 0)]
 
 
 def test_tables_are_kept() -> None:

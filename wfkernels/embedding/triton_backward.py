@@ -215,7 +215,7 @@ def _embedding_backward_inputs_kernel(
             valid = (column < width)[:, None] & (depth < d)[None, :]
             w = tl.load(weights + column[:, None] * d + depth[None, :], mask=valid, other=0.0)  # [N, K]
             slopes = tl.dot(grads, tl.trans(as_factor(w, FORM)), slopes, input_precision=FORM.precision)
-        slopes /= divisor[None, :]
+        slopes = tl.div_rn(slopes, divisor[None, :])
         x = load_normalised(rows, base, shift, scale, layers, number, unit, neuron, (copy + 1) * count, column, FORM)
         of_shift -= tl.sum(slopes, 0)
         of_scale -= tl.sum(slopes * x, 0)

@@ -45,11 +45,10 @@ def load_normalised(rows, base, shift, scale, layers, number, unit, neuron, coun
     if base is not None:
         places = first_base + neuron[:, None] * stride + column[None, :]
         x -= tl.load(base + places, mask=readable, other=0.0).to(tl.float32)
-    there = column < width
-    x -= tl.load(shift + first_column + column, mask=there, other=0.0).to(tl.float32)[None, :]
-    divisor = tl.load(scale + first_column + column, mask=there, other=1.0).to(tl.float32)[None, :]
-    x = x * (1 / divisor) if FORM.is_narrow else x / divisor
-    return tl.where((unit < count)[:, None] & there[None, :], x, 0.0)
+    x -= tl.load(shift + first_column + column, mask=column < stride, other=0.0).to(tl.float32)[None, :]
+    divisor = tl.load(scale + first_column + column, mask=column < stride, other=1.0).to(tl.float32)[None, :]
+    x = x * (1 / divisor) if FORM.is_narrow else tl.div_rn(x, divisor)
+    return tl.where((unit < count)[:, None] & (column < width)[None, :], x, 0.0)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ GROUP = tl.constexpr(8)  # ALIGNMENT of wfkernels/layout.py
 # Columns of the tables of wfkernels/rows/triton_launch.py.
 TILE = tl.constexpr(3)
 LAYER = tl.constexpr(5)
-TENSOR = tl.constexpr(4)
+TENSOR = tl.constexpr(6)
 
 
 @triton.jit
@@ -27,9 +27,9 @@ def place_of_program(tiles, layers, BLOCK_M: tl.constexpr):
     layers += tl.load(tiles) * LAYER
     teacher = tl.load(tiles + 1)
     rows = tl.load(layers + 1)
-    across = tl.load(layers + 2)  # groups of a row
-    group = (tl.load(tiles + 2) + tl.arange(0, BLOCK_M))[:, None]  # [M, 1]
-    begin = tl.multiple_of(tl.load(layers), 8) + (teacher * rows * across + group) * GROUP
+    across = tl.load(layers + 2).to(tl.int32)  # groups of a row
+    group = tl.load(tiles + 2).to(tl.int32) + tl.arange(0, BLOCK_M)[:, None]  # [M, 1]
+    begin = tl.multiple_of(tl.load(layers), 8) + (teacher * rows * across + group) * GROUP  # 64 bit, as the tables are
     row = group // across
     return teacher, tl.load(layers + 3), tl.load(layers + 4), row, group % across * GROUP, row < rows, begin
 
@@ -51,8 +51,10 @@ def place_of_tensor(anchor, tensors, columns, row, head, there, ALIGNED: tl.cons
         first = tl.multiple_of(first, 8) + row * tl.multiple_of(across, 8) + head - tl.multiple_of(start, 8)  # [M, 1]
         inside = there & (head >= start) & (head < start + width)
         return anchor + (first + within), inside & (within >= 0)
-    column = head + within - start  # [M, 8]
-    return anchor + (first + row * across + column * tl.load(tensors + 2)), there & (column >= 0) & (column < width)
+    column = (head + within - start).to(tl.int32)  # [M, 8]
+    inner = tl.load(tensors + 3).to(tl.int32)
+    first += column // inner * tl.load(tensors + 2) + column % inner * tl.load(tensors + 4)
+    return anchor + (first + row * across), there & (column >= 0) & (column < width)
 
 
 @triton.jit
@@ -64,7 +66,7 @@ def load_part(anchor, tensors, columns, row, head, there, buffer, ALIGNED: tl.co
 
 @triton.jit
 def _rows_pack_kernel(
-    tensors,  # [teachers * parameters, TENSOR]: place, strides of rows and of columns, kind
+    tensors,  # [teachers * parameters, TENSOR]: place, strides of rows and blocks, their size, stride of columns, kind
     float32,  # anchors
     float16,
     bfloat16,
@@ -79,7 +81,7 @@ def _rows_pack_kernel(
     values = tl.zeros([BLOCK_M, GROUP], buffer.dtype.element_ty)  # the padding too
     for number in range(first, end):
         own = tensors + (teacher * count + number) * TENSOR
-        kind = tl.load(own + 3)
+        kind = tl.load(own + 5)
         columns = parameters + 2 * number
         # One of these: the dtypes of gpu.DTYPES, each in groups and element by element.
         if kind == 0:
@@ -115,7 +117,7 @@ def _rows_pack_backward_kernel(
     values = tl.load(buffer + (begin + within), mask=there & (within >= 0), other=0.0)  # [M, 8]
     for number in range(first, end):
         own = tensors + (teacher * count + number) * TENSOR
-        kind = tl.load(own + 3)
+        kind = tl.load(own + 5)
         columns = parameters + 2 * number
         if kind >= 0:
             if kind < 3:

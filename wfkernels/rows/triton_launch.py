@@ -56,8 +56,8 @@ def forward(
     teachers = len(tensors) // len(widths)
     out = tensors[0].new_empty(teachers * reference.row_numel(rows, parameters, widths), dtype=dtype)
     counts = [n for n, count in zip(rows, parameters, strict=True) for _ in range(count)]
-    # They live until the launch; copies are made of tensors only that have no rows and columns of even strides.
-    given = [_matrix(t, n, width) for t, n, width in zip(tensors, teachers * counts, teachers * [*widths], strict=True)]
+    # They live until the launch.
+    given = [_blocks(t, n, width) for t, n, width in zip(tensors, teachers * counts, teachers * [*widths], strict=True)]
     _launch("pack", out, given, teachers, rows, parameters, widths)
     return out
 
@@ -82,7 +82,7 @@ def backward(
 def _launch(
     name: str,
     buffer: Tensor,
-    matrices: Sequence[Tensor],
+    tensors: Sequence[Tensor],  # [rows, width], or blocks of it
     teachers: int,
     rows: Sequence[int],
     parameters: Sequence[int],
@@ -94,9 +94,7 @@ def _launch(
 
     starts_of = [start for layer in _layers_of(parameters, widths) for start in starts(layer)[:-1]]
     anchor = _anchor(buffer.device)
-    numbers = tuple(
-        n for t, start in zip(matrices, teachers * starts_of, strict=True) for n in _entry(t, start, anchor)
-    )
+    numbers = tuple(n for t, start in zip(tensors, teachers * starts_of, strict=True) for n in _entry(t, start, anchor))
     anchors = {"anchor": anchor.view(buffer.dtype)}
     if name == "pack":
         anchors = {str(dtype).removeprefix("torch."): anchor.view(dtype) for dtype in gpu.DTYPES}
@@ -119,11 +117,18 @@ def _launch(
     gpu.tuned(f"rows_{name}", buffer.device, 0, 8 * buffer.element_size(), step)
 
 
-def _matrix(tensor: Tensor, rows: int, width: int) -> Tensor:
-    try:
-        return tensor.view(rows, width)
-    except RuntimeError:  # no two strides say where its elements lie
-        return tensor.contiguous().view(rows, width)
+def _blocks(tensor: Tensor, rows: int, width: int) -> Tensor:
+    """Return the rows of a tensor as blocks of columns, [rows, blocks, size], as a view where its strides allow one.
+
+    A tensor in torch.channels_last has a block for every channel; most others have one. What has neither is copied.
+    """
+    inner = tensor[0, 0].numel() if tensor.ndim > 1 and tensor.shape[0] == rows and tensor.numel() else width
+    for size in (width, inner):
+        try:
+            return tensor.view(rows, width // max(1, size), size)
+        except RuntimeError:
+            continue
+    return tensor.contiguous().view(rows, 1, width)
 
 
 def _layers_of(parameters: Sequence[int], widths: Sequence[int]) -> Iterator[list[int]]:
@@ -132,18 +137,24 @@ def _layers_of(parameters: Sequence[int], widths: Sequence[int]) -> Iterator[lis
     return (list(islice(rest, count)) for count in parameters)
 
 
-def _entry(matrix: Tensor, start: int, anchor: Tensor) -> tuple[int, int, int, int]:
-    """Return place, strides and kind of a parameter whose first column is `start`; the kind is -1 where it is empty."""
-    if matrix.numel() == 0:
-        return 0, 0, 0, -1
+def _entry(tensor: Tensor, start: int, anchor: Tensor) -> tuple[int, int, int, int, int, int]:
+    """Return place, stride of rows, of blocks, their size, stride of columns, and kind: how to read.
+
+    The kind of a tensor without elements is -1. start: its first column in the buffer.
+    """
+    if tensor.numel() == 0:
+        return 0, 0, 0, 1, 0, -1
+    if tensor.ndim == 2:
+        tensor = tensor.unsqueeze(1)
     # All memory begins at a multiple of the size of its elements.
-    place = (matrix.data_ptr() - anchor.data_ptr()) // matrix.element_size()
-    kind = gpu.DTYPES.index(matrix.dtype)
-    across, along = matrix.stride()
-    numbers = (place, start, matrix.shape[1], across if matrix.shape[0] > 1 else 0)
-    if along != 1 or any(n % ALIGNMENT for n in numbers):
+    place = (tensor.data_ptr() - anchor.data_ptr()) // tensor.element_size()
+    kind = gpu.DTYPES.index(tensor.dtype)
+    rows, blocks, size = tensor.shape
+    across, outer, along = tensor.stride()
+    numbers = (place, start, size, across if rows > 1 else 0)
+    if blocks > 1 or along != 1 or any(n % ALIGNMENT for n in numbers):
         kind += len(gpu.DTYPES)
-    return place, across, along, kind
+    return place, across, outer, size, along, kind
 
 
 @lru_cache
