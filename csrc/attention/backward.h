@@ -138,37 +138,48 @@ WFKERNELS_FUNCTION void differentiate_tile(
   }
 }
 
+// Where the gradients of the keys or values of one head are added up.
+template <typename T>
+struct Sums {
+  T* data;
+  int64_t row, width;
+};
+
+template <typename T>
+WFKERNELS_INLINE Sums<T> sums_in_place(const Tokens& grad, int64_t first, int64_t head, int64_t width) {
+  return {reinterpret_cast<T*>(grad.data) + first + head * grad.head, grad.token, width};
+}
+
 // Adds a product to sums, or writes it there where they are `fresh`: nothing was written yet.
 template <typename T>
 WFKERNELS_INLINE void add_product(
-    bool fresh, int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
-    T* sums) {
+    bool fresh, int64_t rows, int64_t depth, const T* a, int64_t a_depth, const T* b, const Sums<T>& sums, int64_t first) {
+  T* to = sums.data + first * sums.row;
   if (fresh)
-    product<T, false>(rows, columns, depth, a, a_row, a_depth, b, columns, sums, columns);
+    product<T, false>(rows, sums.width, depth, a, 1, a_depth, b, sums.width, to, sums.row);
   else
-    product<T, true>(rows, columns, depth, a, a_row, a_depth, b, columns, sums, columns);
+    product<T, true>(rows, sums.width, depth, a, 1, a_depth, b, sums.width, to, sums.row);
 }
 
 // All keys against some rows of one head; grad_key and grad_value are sums of the item's chunk, `begun` by rows before.
 template <typename T>
 WFKERNELS_FUNCTION void backward_rows(
-    const Problem& p, const Item& item, const Sequence& sequence, int64_t head, Rows<T>& rows, T* sums, bool begun,
+    const Problem& p, const Item& item, const Sequence& sequence, int64_t head, const T* key_columns,
+    const T* value_columns, Rows<T>& rows, const Sums<T>& grad_key, const Sums<T>& grad_value, bool begun,
     Scratch<T> scratch) {
   const int64_t key_head = head / (p.heads / p.key_heads);
   const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
-  const T* key_columns = static_cast<const T*>(p.key_columns) + place * p.width;
   const RowsOf<T> keys = rows_of<T>(p.key, sequence.key, key_head, p.key_rows, place, p.padded_width);
-  const T* value_columns = static_cast<const T*>(p.value_columns) + place * p.value_width;
-  T* grad_key = sums;
-  T* grad_value = sums + sequence.padded_keys * p.padded_width;
   T* scores = scratch.take(kTileRows * kTileColumns);
   T* differences = scratch.take(kTileRows * kTileColumns);
   T* of_rows = scratch.take(4 * kTileColumns);
   const bool need_slopes = p.need_query || p.need_key || p.bias_gradient.data || p.gate_gradient.data;
 
   const auto zero = [&](int64_t column, int64_t columns) {
-    if (p.need_key) memset(grad_key + column * p.padded_width, 0, columns * p.padded_width * sizeof(T));
-    if (p.need_value) memset(grad_value + column * p.padded_value_width, 0, columns * p.padded_value_width * sizeof(T));
+    for (int64_t j = column; j < column + columns; ++j) {
+      if (p.need_key) memset(grad_key.data + j * grad_key.row, 0, grad_key.width * sizeof(T));
+      if (p.need_value) memset(grad_value.data + j * grad_value.row, 0, grad_value.width * sizeof(T));
+    }
   };
 
   const int64_t last = sequence.row + rows.begin + rows.count - 1;
@@ -198,13 +209,8 @@ WFKERNELS_FUNCTION void backward_rows(
       differentiate_tile(
           p, item, sequence, head, tile, rows.norm + first, rows.delta + first, scores, differences, of_rows);
       if (state == TileState::kClosed) continue;
-      if (p.need_value)
-        add_product(
-            fresh, columns, p.padded_value_width, tile.rows, scores, 1, width, grad_out,
-            grad_value + column * p.padded_value_width);
-      if (p.need_key)
-        add_product(
-            fresh, columns, p.padded_width, tile.rows, differences, 1, width, query, grad_key + column * p.padded_width);
+      if (p.need_value) add_product(fresh, columns, tile.rows, scores, width, grad_out, grad_value, column);
+      if (p.need_key) add_product(fresh, columns, tile.rows, differences, width, query, grad_key, column);
       fresh = false;
       if (p.need_query)
         product<T, true>(
@@ -235,13 +241,26 @@ void backward_item(const Problem& p, const Item& item, void* memory) {
     const int64_t size = sequence.padded_keys * (p.padded_width + p.padded_value_width);
     for (int64_t head = item.head_begin; head < item.head_end; ++head) {
       const int64_t key_head = head / sharing;
-      T* sums = static_cast<T*>(p.sums) + sequence.first_sum * (p.padded_width + p.padded_value_width) +
-          ((item.chunk - sequence.first_chunk) * p.sum_heads + key_head - p.first_sum_head) * size;
+      Sums<T> grad_key, grad_value;
+      if (p.sums_in_place) {
+        grad_key = sums_in_place<T>(p.grad_key, sequence.grad_key, key_head, p.width);
+        grad_value = sums_in_place<T>(p.grad_value, sequence.grad_value, key_head, p.value_width);
+      } else {
+        T* sums = static_cast<T*>(p.sums) + sequence.first_sum * (p.padded_width + p.padded_value_width) +
+            ((item.chunk - sequence.first_chunk) * p.sum_heads + key_head - p.first_sum_head) * size;
+        grad_key = {sums, p.padded_width, p.padded_width};
+        grad_value = {sums + sequence.padded_keys * p.padded_width, p.padded_value_width, p.padded_value_width};
+      }
       bool begun = head % sharing != 0;
+      Scratch<T> rest = scratch;
+      const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
+      const T* keys = columns_of(p.key, sequence.key, sequence, key_head, p.key_columns, place, p.width, rest);
+      const T* values =
+          columns_of(p.value, sequence.value, sequence, key_head, p.value_columns, place, p.value_width, rest);
       for (rows.begin = begin; rows.begin < end; rows.begin += kCachedRows) {
         rows.count = smaller(kCachedRows, end - rows.begin);
         read_rows(p, sequence, head, rows, row);
-        backward_rows(p, item, sequence, head, rows, sums, begun, scratch);
+        backward_rows(p, item, sequence, head, keys, values, rows, grad_key, grad_value, begun, rest);
         begun = true;
         if (!p.need_query) continue;
         for (int64_t i = 0; i < rows.count; ++i) {

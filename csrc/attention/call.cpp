@@ -21,6 +21,9 @@ constexpr int64_t kMostExpanded = int64_t(1) << 21;
 // Entries of a table that is written out by pairs of tokens: what a cache of some MB holds.
 constexpr int64_t kMostWrittenOut = int64_t(1) << 20;
 
+// Sequences times heads from which on they are enough items for many threads.
+constexpr int64_t kItemsThatPack = 16;
+
 Number number_of(ScalarType type) {
   switch (type) {
     case ScalarType::Float:
@@ -292,19 +295,22 @@ void Call::expand(Table& table) {
 void Call::pack(bool for_backward) {
   Problem& p = problem_;
   const int64_t keys = packed_keys_ * p.key_heads;
-  key_columns_ = buffer(keys * p.width);
-  p.key_columns = key_columns_.data();
   // Rows in the kernels' own type that need no padding are read where they lie.
   const auto lies_so = [&](const Tokens& tokens, int64_t width) {
     return tokens.type == (wide() ? Number::kDouble : Number::kFloat) && tokens.column == 1 && width % kPad == 0;
   };
+  const bool in_place = for_backward ? lies_so(p.key, p.width) : lies_so(p.value, p.value_width);
+  items_pack_ = in_place && items_may_pack(for_backward);
+  if (items_pack_) return;
+  key_columns_ = buffer(keys * p.width);
+  p.key_columns = key_columns_.data();
   if (for_backward) {
-    if (!lies_so(p.key, p.width)) key_rows_ = buffer(keys * p.padded_width);
+    if (!in_place) key_rows_ = buffer(keys * p.padded_width);
     value_columns_ = buffer(keys * p.value_width);
     p.key_rows = key_rows_.data();
     p.value_columns = value_columns_.data();
   } else {
-    if (!lies_so(p.value, p.value_width)) value_rows_ = buffer(keys * p.padded_value_width);
+    if (!in_place) value_rows_ = buffer(keys * p.padded_value_width);
     p.value_rows = value_rows_.data();
   }
   const auto pack = kernels_of(options_.isa).attention_pack[wide()];
@@ -313,21 +319,32 @@ void Call::pack(bool for_backward) {
   });
 }
 
+// Are sequences so short, and so many, that an item may pack the columns it reads: nobody else reads them?
+bool Call::items_may_pack(bool for_backward) const {
+  const Problem& p = problem_;
+  return p.heads == p.key_heads && static_cast<int64_t>(sequences_.size()) * p.heads >= kItemsThatPack &&
+      std::all_of(sequences_.begin(), sequences_.end(), [&](const Sequence& s) {
+        return s.keys <= kKeysOfItem && s.queries <= kKeysOfItem && (!for_backward || s.chunks <= 1);
+      });
+}
+
 int64_t Call::scratch_bytes(bool for_backward) const {
   const Problem& p = problem_;
+  const int64_t columns = items_pack_ ? (kKeysOfItem + kPad) * (p.padded_width + p.padded_value_width) : 0;
   const int64_t of_rows = for_backward ? kCachedRows : kTileRows;
-  const int64_t elements = 2 * kTileRows * kTileColumns + 4 * kTileColumns +
+  const int64_t elements = columns + 2 * kTileRows * kTileColumns + 4 * kTileColumns +
       of_rows * (2 * p.padded_width + p.padded_value_width + 2) + p.padded_value_width + 16 * kPad;
   return elements * (wide() ? sizeof(double) : sizeof(float));
 }
 
-// Returns every tile of rows of every head, those with the most keys first: no thread is left alone with one at the end.
-std::vector<Item> Call::row_tiles(int64_t heads) const {
+// Returns every tile of `height` rows of every head, those with the most keys first: no thread is left alone with one at
+// the end.
+std::vector<Item> Call::row_tiles(int64_t heads, int64_t height) const {
   std::vector<Item> items;
   for (int64_t s = 0; s < static_cast<int64_t>(sequences_.size()); ++s)
     for (int64_t head = 0; head < heads; ++head)
-      for (int64_t row = 0; row < sequences_[s].queries; row += kTileRows)
-        items.push_back({s, 1, row, std::min(row + kTileRows, sequences_[s].queries), head, head + 1, 0, 0});
+      for (int64_t row = 0; row < sequences_[s].queries; row += height)
+        items.push_back({s, 1, row, std::min(row + height, sequences_[s].queries), head, head + 1, 0, 0});
   std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {
     return sequences_[a.first_sequence].keys > sequences_[b.first_sequence].keys;
   });
@@ -348,7 +365,7 @@ void Call::look_at_tiles() {
   }
   states_.resize(count);
   p.states = states_.data();
-  const std::vector<Item> items = row_tiles(1);
+  const std::vector<Item> items = row_tiles(1, kTileRows);
   const auto look = kernels_of(options_.isa).attention_look[wide()];
   for_each_free(static_cast<int64_t>(items.size()), scratch_bytes(false), [&](int64_t i, void* scratch) {
     look(p, items[i], scratch);
@@ -366,7 +383,7 @@ std::tuple<Tensor, Tensor> Call::forward() {
   pack(false);
   look_at_tiles();
 
-  const std::vector<Item> items = row_tiles(p.heads);
+  const std::vector<Item> items = row_tiles(p.heads, items_pack_ ? kKeysOfItem : kTileRows);
   const auto run = kernels_of(options_.isa).attention_forward[wide()];
   for_each_free(static_cast<int64_t>(items.size()), scratch_bytes(false), [&](int64_t i, void* scratch) {
     run(p, items[i], scratch);

@@ -97,13 +97,15 @@ class Call {
   void place_lse(const Tensor& lse);
   void pack(bool for_backward);
   int64_t scratch_bytes(bool for_backward) const;
-  std::vector<Item> row_tiles(int64_t heads) const;
+  bool items_may_pack(bool for_backward) const;
+  std::vector<Item> row_tiles(int64_t heads, int64_t height) const;
   void look_at_tiles();
   void place_gradient(const Table& table, bool need, TermGradient& gradient, int64_t Sequence::*first);
   std::vector<int64_t> group_sequences(bool by_bias, bool by_gate);
   int64_t heads_at_once() const;
   std::vector<Item> divide(bool by_bias, bool by_gate);
   std::vector<Item> key_blocks() const;
+  bool sums_in_place() const;
   std::vector<int64_t> fill_bins(std::vector<Item>& items) const;
   void open_gradient(const Table& table, bool need, TermGradient& gradient, OptionalTensor& sums) const;
   Tensor fold(const Table& table, const Tensor& sums) const;
@@ -120,6 +122,7 @@ class Call {
   std::vector<Sequence> sequences_;
   int64_t packed_keys_ = 0;
   Table bias_, gate_;
+  bool items_pack_ = false;
   Buffer key_columns_, key_rows_, value_columns_, value_rows_;
   std::vector<uint8_t> states_;
   Problem problem_{};

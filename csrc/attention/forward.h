@@ -1,17 +1,6 @@
 // Attention forward of some queries of one sequence and head, the keys in tiles, with an online softmax. Included once for
 // each instruction set (see simd/variant.h), inside its namespace.
 
-// Hands out pieces of a thread's scratch.
-template <typename T>
-struct Scratch {
-  T* next;
-  T* take(int64_t count) {
-    T* taken = next;
-    next += padded(count);
-    return taken;
-  }
-};
-
 // A score with its bias: -inf where the pair is forbidden, whatever the score was. `allowed` keys from the tile's first on
 // may be seen.
 template <typename T>
@@ -43,16 +32,15 @@ WFKERNELS_INLINE void keep_of(
       p.threshold, keep);
 }
 
+// A tile of rows of an item, all keys.
 template <typename T>
-void forward_item(const Problem& p, const Item& item, void* memory) {
+WFKERNELS_FUNCTION void forward_rows(const Problem& p, const Item& item, const T* key_columns, Scratch<T> scratch) {
   const Sequence& sequence = p.sequences[item.first_sequence];
   const int64_t head = item.head_begin, rows = item.row_end - item.row_begin;
   const int64_t key_head = head / (p.heads / p.key_heads);
   const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
-  const T* key_columns = static_cast<const T*>(p.key_columns) + place * p.width;
   const RowsOf<T> values = rows_of<T>(p.value, sequence.value, key_head, p.value_rows, place, p.padded_value_width);
 
-  Scratch<T> scratch{static_cast<T*>(memory)};
   T* scores = scratch.take(kTileRows * kTileColumns);
   T* query = scratch.take(kTileRows * p.padded_width);
   T* out = scratch.take(kTileRows * p.padded_value_width);
@@ -138,5 +126,18 @@ void forward_item(const Problem& p, const Item& item, void* memory) {
     write(sums, p.value_width, p.out, sequence.out + head * p.out.head + index * p.out.token);
     const T norm = largest[i] + T(log(total[i]));
     write(&norm, 1, p.lse, sequence.lse + head * p.lse_head + index * p.lse_token);
+  }
+}
+
+template <typename T>
+void forward_item(const Problem& p, const Item& item, void* memory) {
+  Scratch<T> scratch{static_cast<T*>(memory)};
+  const Sequence& sequence = p.sequences[item.first_sequence];
+  const int64_t key_head = item.head_begin / (p.heads / p.key_heads);
+  const int64_t place = sequence.first_packed * p.key_heads + key_head * sequence.padded_keys;
+  const T* key_columns = columns_of(p.key, sequence.key, sequence, key_head, p.key_columns, place, p.width, scratch);
+  for (Item part = item; part.row_begin < item.row_end; part.row_begin += kTileRows) {
+    part.row_end = smaller(part.row_begin + kTileRows, item.row_end);
+    forward_rows(p, part, key_columns, scratch);
   }
 }

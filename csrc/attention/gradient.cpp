@@ -155,6 +155,17 @@ std::vector<Item> Call::divide(bool by_bias, bool by_gate) {
   return items;
 }
 
+// Is every sequence one chunk, and do its sums need no cast and no padding?
+bool Call::sums_in_place() const {
+  const Problem& p = problem_;
+  const Number own = wide() ? Number::kDouble : Number::kFloat;
+  const auto fits = [&](const Tokens& grad, int64_t width, bool need) {
+    return !need || (grad.type == own && width % kPad == 0);
+  };
+  return fits(p.grad_key, p.width, p.need_key) && fits(p.grad_value, p.value_width, p.need_value) &&
+      std::all_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.chunks == 1; });
+}
+
 // Cuts the keys of every sequence into blocks whose sums over the chunks are added up.
 std::vector<Item> Call::key_blocks() const {
   std::vector<Item> blocks;
@@ -267,13 +278,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> Call::backward(
   Tensor grad_query = gradient(0, query_, p.grad_query, &Sequence::grad_query);
   Tensor grad_key = gradient(1, key_, p.grad_key, &Sequence::grad_key);
   Tensor grad_value = gradient(2, value_, p.grad_value, &Sequence::grad_value);
-  pack(true);
 
   const bool bias = need(3), gate = need(4);
   const auto dense = [](const Table& table) { return table.term.kind == TermKind::kDense; };
   place_gradient(bias_, bias, p.bias_gradient, &Sequence::bias_gradient);
   place_gradient(gate_, gate, p.gate_gradient, &Sequence::gate_gradient);
   std::vector<Item> items = divide(bias && dense(bias_), gate && dense(gate_));
+  pack(true);
   OptionalTensor bias_sums, gate_sums;
   open_gradient(bias_, bias, p.bias_gradient, bias_sums);
   open_gradient(gate_, gate, p.gate_gradient, gate_sums);
@@ -284,6 +295,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> Call::backward(
     for (size_t i = 0; i <= items.size(); ++i) runs.push_back(static_cast<int64_t>(i));
   }
   look_at_tiles();
+  p.sums_in_place = sums_in_place();
+  if (p.sums_in_place) p.sum_rows = 0;
   const Buffer sums = buffer(p.sum_rows * (p.padded_width + p.padded_value_width));
   p.sums = sums.data();
 
@@ -299,7 +312,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> Call::backward(
         kernels.attention_backward[wide()](p, item, scratch);
       }
     });
-    if (p.need_key || p.need_value)
+    if ((p.need_key || p.need_value) && !p.sums_in_place)
       for_each_free(static_cast<int64_t>(keys.size()) * p.sum_heads, bytes, [&](int64_t i, void* scratch) {
         const Item& block = keys[i / p.sum_heads];
         const int64_t key_head = p.first_sum_head + i % p.sum_heads;

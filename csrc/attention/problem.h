@@ -89,10 +89,11 @@ struct Problem {
   // [sequence, tile of rows, tile of columns] the TileState of every tile where all heads agree on it, else null.
   uint8_t* states;
   // Keys and values of all sequences in the kernels' own type: as tiles of columns, and as rows. Null: rows are read where
-  // they lie.
+  // they lie, and columns packed by the item that reads them.
   void *key_columns, *key_rows, *value_columns, *value_rows;
   // Gradients of keys and values for some key heads at a time, so that memory does not grow with the heads.
   int64_t sum_rows, sum_heads, first_sum_head;
+  bool sums_in_place;  // every sequence is one chunk, whose sums are the gradients
   void* sums;  // [sum_rows, both widths] = of every sequence [chunk of a sequence, key head], of keys, then of values
 };
 
@@ -111,6 +112,8 @@ constexpr int64_t kTileRows = 64;
 constexpr int64_t kTileColumns = 128;
 // Rows whose queries and gradients stay in a cache while all keys pass by.
 constexpr int64_t kCachedRows = 512;
+// Up to so many keys, columns are packed by the item that reads them: then they never leave its caches.
+constexpr int64_t kKeysOfItem = 512;
 // Keys whose sums one thread adds up at a time.
 constexpr int64_t kFinishedKeys = 128;
 // Keys and widths are padded to this many elements, a multiple of every vector.

@@ -23,6 +23,17 @@ WFKERNELS_INLINE uint16_t to_bfloat16(float value) {
   return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+// Hands out pieces of a thread's scratch.
+template <typename T>
+struct Scratch {
+  T* next;
+  T* take(int64_t count) {
+    T* taken = next;
+    next += padded(count);
+    return taken;
+  }
+};
+
 template <typename T>
 constexpr Number kOwn = sizeof(T) == sizeof(float) ? Number::kFloat : Number::kDouble;
 
@@ -356,6 +367,17 @@ WFKERNELS_INLINE RowsOf<T> rows_of(
     const Tokens& tokens, int64_t first, int64_t head, const void* packed, int64_t place, int64_t padded_width) {
   if (packed) return {static_cast<const T*>(packed) + place * padded_width, padded_width};
   return {reinterpret_cast<const T*>(tokens.data) + first + head * tokens.head, tokens.token};
+}
+
+// The columns of the keys or values of one head: those that were packed, or packed now into `scratch`.
+template <typename T>
+WFKERNELS_INLINE const T* columns_of(
+    const Tokens& tokens, int64_t first, const Sequence& sequence, int64_t head, const void* packed, int64_t place,
+    int64_t width, Scratch<T>& scratch) {
+  if (packed) return static_cast<const T*>(packed) + place * width;
+  T* columns = scratch.take(sequence.padded_keys * width);
+  pack_tokens<T>(tokens, first, sequence, head, width, padded(width), columns, nullptr);
+  return columns;
 }
 
 template <typename T>
