@@ -29,4 +29,4 @@ def test_resources(capability: int, dtype: torch.dtype, form: str, name: str) ->
     launch = next(one for one in found if one.name == f"embedding_{name}")
     resources = compiler.compiled(launch, capability)
     print(f"{compiler.HEADER}\n{compiler.row(capability, aot.name(512, dtype, form), launch, resources)}")
-    assert not compiler.faults(capability, launch, resources, **aot.known(dtype, launch))
+    assert not compiler.faults(capability, launch, resources, **aot.known(512, dtype, launch))

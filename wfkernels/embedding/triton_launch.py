@@ -188,10 +188,12 @@ def backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     of_rows, of_base, *of_columns = _of_inputs(p, grad_sums, rows, base, shift, scale, wanted)
     likes = [*columns, biases, *codes, gamma, beta, *weights]
     sums = [*of_columns, of_biases, *of_codes, of_gamma, of_beta, *_of_weights(p, grad_sums)]
-    # What is returned shares no memory: one copy hands everything out, in its own dtype.
+    # What is returned shares no memory: one copy for every dtype hands everything out.
     result = [gamma.new_empty(0, dtype=torch.float32) if t is None else t.new_empty(t.shape) for t in likes]
     pairs = [(g, total.view(g.shape)) for g, t, total in zip(result, likes, sums, strict=True) if t is not None]
-    torch._foreach_copy_([g for g, _ in pairs], [total for _, total in pairs])
+    for dtype in dict.fromkeys(g.dtype for g, _ in pairs):
+        own = [(g, total) for g, total in pairs if g.dtype == dtype]
+        torch._foreach_copy_([g for g, _ in own], [total for _, total in own])
     if not wanted:
         result[:2] = shift.new_empty(0), scale.new_empty(0)
     return [of_rows, of_base, *result]
