@@ -44,7 +44,7 @@ def naive(leaves: Leaves, activation: str) -> Tensor:
         x = x.clamp(min=0)
     elif activation == "gelu":
         x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
-    # The library's own product, as what eager code would run: sums in another order may be off by more than twice its error.
+    # The library's own product, as in eager code: sums in another order may be off by more than twice its error.
     return torch.nn.functional.linear(x, leaves["weight"], leaves.get("bias"))
 
 
