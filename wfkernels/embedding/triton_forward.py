@@ -35,7 +35,7 @@ def write_tokens(out, values, center, inverse, gamma, beta, tokens, place, there
     tl.store(out + token[:, None] * d + column[None, :], values, mask=there[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["slots", "units", "every"])
+@triton.jit(do_not_specialize=["slots", "every"])
 def _embedding_forward_kernel(
     rows,  # the rows buffer
     base,  # [row_numel], or None
@@ -52,7 +52,6 @@ def _embedding_forward_kernel(
     tiles,  # [slots, 4]: layer, first unit, last unit and one, code of the layer
     tokens,  # [4, units + cross tokens]: token, its own code and that of its teacher, neuron
     slots,
-    units,
     every,  # units + cross tokens
     d,
     eps,

@@ -71,7 +71,7 @@ class Problem:
         every = found.tokens.shape[1]
         given: dict[str, Any] = found._asdict()
         given |= {"weights": self.weights, "biases": self.biases, "codes": self.codes, "gamma": self.gamma}
-        given |= {"slots": slots, "units": self.lengths.units, "every": every, "eps": self.eps}
+        given |= {"slots": slots, "every": every, "eps": self.eps}
         return given, min(slots, RESIDENT * _multiprocessors(self.device))
 
 
@@ -226,6 +226,7 @@ def _of_tokens(p: Problem, grad: Tensor) -> tuple[Tensor, Tensor]:
                 grad_tokens=grad_tokens,
                 grad_sums=grad_sums if has_activation else None,
                 partial=partial,
+                units=n.units,
                 scratch=grad.new_empty(programs * 2 * config.block_m * columns, dtype=torch.float32),
                 **tokens,
                 **p.read,
