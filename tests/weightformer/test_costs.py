@@ -90,7 +90,7 @@ def test_counted_products_are_those_of_torchs_own_counter() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("impl", ["reference"])
+@pytest.mark.parametrize("impl", ["reference", "auto"])
 def test_the_expected_time_is_that_of_a_real_run(impl: str) -> None:
     program = [sys.executable, "-m", "tests.weightformer.plans", impl]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+import wfkernels.linear.ops  # noqa: F401  (registers the op whose products are counted below)
 from wfkernels import dispatch
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.blocks import BLOCK_PAIRS
@@ -310,6 +311,18 @@ def _projection_backward(args: Sequence[Any], lengths: Lengths) -> tuple[Amounts
     return _projection(args[1:], lengths, products=3)
 
 
+@register_flop_formula(torch.ops.wfkernels.linear)
+def _linear_flop(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _linear(args: Sequence[Any], lengths: Lengths) -> tuple[Amounts, float]:
+    x, weight, _, activation, *_ = args
+    size, result = _size(x), x.shape[0] * weight.shape[0] * x.element_size()
+    amounts = {"calls": 1.0, "flop": float(_linear_flop(x.shape, weight.shape)), "bytes of weights": _size(weight)}
+    return added(amounts, split("bytes", size + result, max(size, result))), 0.0 if activation == "none" else size
+
+
 def _pack(args: Sequence[Any], lengths: Lengths) -> tuple[Amounts, float]:
     size = _size(*args[0])
     return added({"calls": 1.0, "tensors": float(len(args[0]))}, split("bytes", 2 * size, size)), 0.0
@@ -324,5 +337,6 @@ _AMOUNTS: dict[str, Callable[[Sequence[Any], Lengths], tuple[Amounts, float]]] =
     "embedding_backward": _embedding_backward,
     "projection": _projection,
     "projection_backward": _projection_backward,
+    "linear": _linear,
     "rows_pack": _pack,
 }
