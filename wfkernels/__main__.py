@@ -1,4 +1,4 @@
-"""`python -m wfkernels info | selftest`, also installed as `wfkernels`."""
+"""`python -m wfkernels info | selftest | configs | tune`, also installed as `wfkernels`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wfkernels import env
+
+ROOMS = ("attention", "embedding", "projection", "residual_norm", "rows")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return _info(options) if options.command == "info" else _selftest(options)
+        commands = {"info": _info, "selftest": _selftest, "configs": _configs, "tune": _tune}
+        return commands[options.command](options)
     except ValueError as error:  # a switch that holds none of its choices, a device that is none
         parser.error(str(error))
     except KeyboardInterrupt:
@@ -66,6 +69,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure the rates of N threads; by default of as many as torch takes. `weightformer fit` takes 1",
     )
+    table = commands.add_parser("configs", help="how the Triton kernels are compiled, by family of GPUs")
+    table.add_argument("--sm", type=int, help="the rows that a GPU of this compute capability takes, such as 90")
+    tune = commands.add_parser(
+        "tune",
+        help="find the fastest configs for this GPU",
+        description="Run calls of an op with many tile sizes, warps and stages, and print the fastest for every kernel;"
+        " minutes. WFKERNELS_AUTOTUNE=1 does the same for the calls of a program, and keeps nothing.",
+    )
+    tune.add_argument("--op", required=True, choices=ROOMS, help="the kernels of this op")
+    tune.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    tune.add_argument("--width", type=int, metavar="N", help="of a head (attention, 64), or of the tokens (512)")
+    tune.add_argument(
+        "--save",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="write the rows into a file that WFKERNELS_CONFIGS can name; without PATH into the one that it names, or"
+        " else into the table of this installation",
+    )
     return parser
 
 
@@ -90,6 +112,25 @@ def _selftest(options: argparse.Namespace) -> int:
     if options.rates:
         return command.measure(chosen, options.json, options.threads)
     return command.check(chosen, options.impl, options.json)
+
+
+def _configs(options: argparse.Namespace) -> int:
+    from wfkernels import tuning
+
+    print(tuning.shown(options.sm))
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    import torch
+
+    from wfkernels import tuning
+
+    width = options.width or (64 if options.op == "attention" else 512)
+    if not 16 <= width <= (256 if options.op == "attention" else 4096) or width % 16:
+        raise ValueError(f"--width: expected a multiple of 16 up to 256 (attention) or 4096, got {width}")
+    target = None if options.save is None else tuning.target(options.save)
+    return tuning.tune(options.op, getattr(torch, options.dtype), width, target)
 
 
 if __name__ == "__main__":

@@ -68,9 +68,21 @@ TF32 = Switch(
     ("0", "1"),
     "1: Triton kernels multiply float32 in tf32, with 10 bits of mantissa instead of 23; faster, and far less exact",
 )
+AUTOTUNE = Switch(
+    "WFKERNELS_AUTOTUNE",
+    "0",
+    ("0", "1"),
+    "1: the first call of a Triton kernel tries other tile sizes and keeps the fastest; takes minutes, and waits",
+)
+CONFIGS = Switch(
+    "WFKERNELS_CONFIGS",
+    "",
+    (),
+    "a file of configs of Triton kernels that go before those shipped; `python -m wfkernels tune --save` writes it",
+)
 SKIP_CPP_BUILD = Switch("WFKERNELS_SKIP_CPP_BUILD", "0", ("0", "1"), "1: build no C++ extension", build=True)
 SKIP_CUDA_BUILD = Switch(
     "WFKERNELS_SKIP_CUDA_BUILD", "0", ("0", "1"), "1: build no CUDA extension, even where nvcc is found", build=True
 )
 
-SWITCHES = (IMPL, CHECK, CPU_ISA, TF32, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)
+SWITCHES = (IMPL, CHECK, CPU_ISA, TF32, AUTOTUNE, CONFIGS, SKIP_CPP_BUILD, SKIP_CUDA_BUILD)

@@ -108,23 +108,57 @@ def launch(kernel: Any, programs: int, config: Config, device: torch.device, **a
 
 @cache
 def configs(path: Path = TABLE) -> dict[Kind, Config]:
-    """Return the table of shipped configs."""
-    rows = (line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#"))
-    return {
-        Kind(kernel, int(family.removeprefix("sm_")), int(width), int(bits)): Config(*map(int, config))
-        for family, kernel, width, bits, *config in rows
-    }
+    """Return the table in a file, by default that of the shipped configs."""
+    found: dict[Kind, Config] = {}
+    if not path.exists():
+        raise ValueError(f"{env.CONFIGS.name}: there is no {path}; `python -m wfkernels tune --save {path}` writes it")
+    for line in path.read_text().splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            family, kernel, width, bits, *numbers = line.split()
+            kind = Kind(kernel, int(family.removeprefix("sm_")), int(width), int(bits))
+            found[kind] = Config(*map(int, numbers))
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}: expected a family, a kernel and seven numbers, got {line!r}") from None
+    return found
+
+
+def table(own: str) -> dict[Kind, Config]:
+    """Return the configs in force: those shipped, and over them those of the file `own` where it is not empty."""
+    return configs() | (configs(Path(own)) if own else {})
+
+
+def forget() -> None:
+    """Let tables that were rewritten be read again."""
+    configs.cache_clear()
+    _row.cache_clear()
 
 
 def config(kernel: str, capability: int, width: int, bits: int) -> Config:
     """Return the config of a kernel: that of the next larger width in the table, or else of the largest."""
-    family = LIKE.get(capability, capability)
-    known = [kind for kind in configs() if kind.kernel == kernel and kind.bits == bits]
-    family = family if any(kind.family == family for kind in known) else FALLBACK
-    widths = sorted(kind.width for kind in known if kind.family == family)
-    return configs()[Kind(kernel, family, next((w for w in widths if w >= width), widths[-1]), bits)]
+    return _row(kernel, capability, width, bits, env.CONFIGS.read())[1]
+
+
+@cache
+def _row(kernel: str, capability: int, width: int, bits: int, own: str) -> tuple[Kind, Config]:
+    """Return the row of the table that a call takes, as one of its own family. own: a file of rows that go first."""
+    rows: dict[int, Config] = {}  # by width; a GPU's own go before those of the family it is like
+    for family in (FALLBACK, LIKE.get(capability, capability), capability):
+        rows |= {k.width: c for k, c in table(own).items() if (k.kernel, k.family, k.bits) == (kernel, family, bits)}
+    chosen = min((w for w in rows if w >= width), default=max(rows))
+    return Kind(kernel, capability, chosen, bits), rows[chosen]
 
 
 def tuned(kernel: str, device: torch.device, width: int, bits: int, step: Callable[[Config], T]) -> T:
-    """Run a step, which launches `kernel`, with the config that is best for this device."""
-    return step(config(kernel, capability(device), width, bits))
+    """Run a step, which launches `kernel`, with the config that is best for this device.
+
+    The table says which, or under WFKERNELS_AUTOTUNE=1 the clock; `step` then runs several times.
+    """
+    kind, chosen = _row(kernel, capability(device), width, bits, env.CONFIGS.read())
+    # The interpreter's times say nothing, and a clock would wait while a CUDA graph is captured.
+    if env.AUTOTUNE.read() == "1" and device.type == "cuda":
+        from wfkernels import autotune
+
+        chosen = autotune.best(kind, chosen, step, search=not torch.cuda.is_current_stream_capturing())
+    return step(chosen)
