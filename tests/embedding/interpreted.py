@@ -19,6 +19,7 @@ from wfkernels.embedding.reference import Shape
 SEEDS = range(4)
 # Over the borders of tiles, of chunks of columns, and of parts of sums, which are made short.
 LARGE = {
+    "no columns": Case(layers=((3, (0,)), (2, (4,))), cross=1),
     "several tiles": Case(layers=((40, (33,)), (1, (70,)), (0, (7,))), teachers=(1, 2), d=33, cross=2, base=True),
     "several chunks of columns": Case(layers=((5, (40,)), (33, (3,))), teachers=(2,), d=130, cross=1),
     "sums that are split": Case(layers=((70, (9,)), (3, (65,)), (30, (9,))), teachers=(2,), projections=(0, 1, 0)),

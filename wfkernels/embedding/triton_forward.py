@@ -16,7 +16,7 @@ from wfkernels.triton_statistics import inverse_deviation, merged_statistics
 def tile_of_slot(tiles, slot, layers, BLOCK_M: tl.constexpr):
     """Return (layer, its units [M], where these end, which rows of the per-unit tables they are, code of the layer).
 
-    Cross tokens are the units of a layer of width 0 behind the last one.
+    Cross tokens are the units of a layer of width -1 behind the last one.
     """
     number = tl.load(tiles + 4 * slot)
     unit = tl.load(tiles + 4 * slot + 1) + tl.arange(0, BLOCK_M)  # [M]

@@ -3,7 +3,7 @@
 They are built on the CPU and kept on the device, so that a second call uploads nothing and waits for nothing.
 
 A *unit* is a row of one layer of all teachers: unit = copy * rows + row, copies counted group by group. Units are
-counted through layer by layer, and cross tokens are the units of one more layer, of width 0, behind them.
+counted through layer by layer, and cross tokens are the units of one more layer, of width -1, behind them.
 """
 
 from __future__ import annotations
