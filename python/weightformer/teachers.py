@@ -61,6 +61,8 @@ def train(model: nn.Module, examples: Iterable[tuple[Tensor, Tensor]], schedule:
     """Train `model` in place by cross-entropy, one step for each pair of images and labels, and leave it in eval mode.
 
     `examples` brings at least `schedule.steps` pairs; see `batches`. Returns `model`.
+
+    Raises FloatingPointError where a weight is not finite at the end.
     """
     # Measured for the small VGG (150 steps of 64 images of 14x14, one core of an EPYC 9004): contiguous 0.90 s,
     # channels_last 0.56 s; torch.compile 0.85 s after 25 s of compilation; vmap over 4 to 24 teachers 1.05 to 1.3 s and
@@ -74,6 +76,11 @@ def train(model: nn.Module, examples: Iterable[tuple[Tensor, Tensor]], schedule:
         F.cross_entropy(scores, labels).backward()
         optimizer.step()
         cosine.step()
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise FloatingPointError(
+                f"train: {name} is not finite after {schedule.steps} steps; lower the learning rate ({schedule.lr:g})"
+            )
     return model.eval().to(memory_format=torch.contiguous_format)
 
 

@@ -78,6 +78,12 @@ class TestTrain:
         assert not model.training
         assert all(t.is_contiguous() for t in model.state_dict().values())
 
+    def test_weights_that_are_no_numbers_are_an_error(self) -> None:
+        model = students.create("vgg", **ARGUMENTS, seed=0)
+        examples = [(torch.full((2, 1, 8, 8), torch.inf), torch.tensor([0, 1]))]
+        with pytest.raises(FloatingPointError, match=r"^train: .* not finite after 1 steps; lower the learning rate"):
+            train(model, examples, Schedule(steps=1, lr=1e-3))
+
     def test_takes_no_more_steps_than_scheduled(self) -> None:
         drawn = []
 
