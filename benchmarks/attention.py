@@ -18,7 +18,7 @@ from torch import Tensor
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import peers, ragged
+from benchmarks import peers, ragged, shapes
 from benchmarks.case import (
     FORWARD,
     FULL,
@@ -29,6 +29,7 @@ from benchmarks.case import (
     Problem,
     Setting,
     Target,
+    attention_executed,
     attention_flop,
     ours,
 )
@@ -128,7 +129,7 @@ def problem(
         out: Tensor = attention(query, key, value, **form.options(leaf), impl=impl)
         return out
 
-    found = ours(setting, run)
+    found = ours(setting, run, executed=attention_executed(batch * tokens**2, HEADS * width, True))
     found |= peers.contenders(form, setting, tokens, flex=setting.preset != "quick" or setting.cuda)
     parts = {3: {"open": form.leaf != 0, "closed": form.leaf == 0}} if form.gate else {}
     tensors = (query, key, value, form.leaf)
@@ -225,8 +226,57 @@ def full(setting: Setting) -> list[Case]:
     ]
 
 
+# At most 1.4 times the time of attention without any bias.
+GPU_LONG = (
+    Target(FORWARD, "time", 1.5, "flex"),
+    Target(FORWARD, "time", 1 / 1.4, "sdpa cudnn, no bias"),
+    Target(FULL, "time", 3.0, "flex"),
+)
+NEVER_SLOWER = (Target(FORWARD, "time", 1.0, "flex"), Target(FULL, "time", 1.0, "flex"))
+WHICHEVER_IS_FASTER = tuple(Target(FULL, "time", 2.0, f"flex, {how}") for how in ("document mask", "padded"))
+
+
+def gpu(setting: Setting) -> list[Case]:
+    """Return what a GPU has to reach; the curves over S come first, from the case that everybody asks for."""
+    options: dict[str, Any] = {"dtype": setting.half, "batch": 2 if setting.quick else 4}
+    lengths, windows = (512, 1024, 2048, 4096, 8192, 16384), (14, 24)
+    layouts = {f"ResNet-50, T={t}": shapes.resnet50().tokens((t,), ragged.CROSS) for t in (2, 5)}
+    per_head = partial(per_pair, heads=HEADS)
+    targets = {4096: GPU_LONG}
+    if setting.quick:
+        return [
+            *(dense(setting, "bias [S, S]", per_pair, n, targets=NEVER_SLOWER, **options) for n in (64, 128)),
+            dense(setting, "T5's table", t5, 100, targets=NEVER_SLOWER, **options),
+            ragged.case(setting, "ragged, small", ragged.small(), 64, 4, (FORWARD, FULL), dtype=setting.half),
+        ]
+    return [
+        *(dense(setting, "bias [S, S]", per_pair, n, targets=targets.get(n, NEVER_SLOWER), **options) for n in lengths),
+        *(
+            dense(setting, "bias [S, S], D=128", per_pair, n, width=128, targets=NEVER_SLOWER, **options)
+            for n in lengths
+        ),
+        *(dense(setting, "bias [H, S, S]", per_head, n, targets=NEVER_SLOWER, **options) for n in lengths[:4]),
+        *(dense(setting, "T5's table", t5, n, targets=NEVER_SLOWER, **options) for n in lengths[:4]),
+        *(
+            dense(setting, "BEiT's table", beit, n * n + 1, reduced=22 * 22 + 1, targets=NEVER_SLOWER, **options)
+            for n in windows
+        ),
+        *(
+            ragged.case(
+                setting,
+                f"ragged, {name}",
+                layout,
+                modes=(FORWARD, FULL),
+                targets=WHICHEVER_IS_FASTER,
+                dtype=setting.half,
+            )
+            for name, layout in layouts.items()
+        ),
+    ]
+
+
 def cases(setting: Setting) -> Sequence[Case]:
-    return {"quick": quick, "bar": bar, "full": full}[setting.preset](setting)
+    return {"quick": quick, "bar": bar, "full": full, "gpu": gpu, "gpu-quick": gpu}[setting.preset](setting)
 
 
 if __name__ == "__main__":

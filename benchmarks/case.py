@@ -15,7 +15,8 @@ from wfkernels import judge
 
 FORWARD, BACKWARD, FULL = "forward", "backward", "full"
 MODES = (FORWARD, BACKWARD, FULL)
-PRESETS = ("quick", "bar", "full")
+# "gpu" is what a GPU has to reach, "gpu-quick" the same contenders on sizes that a CPU can run too.
+PRESETS = ("quick", "bar", "full", "gpu", "gpu-quick")
 
 Run = Callable[..., Any]
 
@@ -34,6 +35,20 @@ class Setting:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def gpu(self) -> bool:
+        """Whether one of the presets for a GPU was asked for."""
+        return self.preset in ("gpu", "gpu-quick")
+
+    @property
+    def quick(self) -> bool:
+        return self.preset in ("quick", "gpu-quick")
+
+    @property
+    def half(self) -> torch.dtype:
+        """The dtype of those presets; on a CPU they only show that everything runs."""
+        return torch.bfloat16 if self.cuda else torch.float32
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -46,6 +61,7 @@ class Contender:
     around: entered before a call and left behind it, outside the time.
     absent: why it is not measured, by mode; under "" for every mode.
     unlike: why its results are not those of the reference, where it is there for its time alone.
+    executed: operations that it really computes, by mode, where that is more than is counted.
     """
 
     run: Run
@@ -55,6 +71,7 @@ class Contender:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     absent: Mapping[str, str] = field(default_factory=dict)
     unlike: str = ""
+    executed: Mapping[str, float] = field(default_factory=dict)
 
 
 def missing(reason: str, *modes: str) -> Contender:
@@ -66,9 +83,14 @@ def missing(reason: str, *modes: str) -> Contender:
     return Contender(run, absent=dict.fromkeys(modes or ("",), reason))
 
 
-def ours(setting: Setting, run: Run, suffix: str = "") -> dict[str, Contender]:
+def ours(
+    setting: Setting, run: Run, suffix: str = "", executed: Mapping[str, float] | None = None
+) -> dict[str, Contender]:
     """Return a contender for each of our implementations asked for; `run` takes impl=NAME."""
-    return {f"{name}{suffix}": Contender(partial(run, impl=name), ours=True) for name in setting.ours}
+    return {
+        f"{name}{suffix}": Contender(partial(run, impl=name), ours=True, executed=executed or {})
+        for name in setting.ours
+    }
 
 
 @dataclass(frozen=True)
@@ -97,9 +119,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Target:
-    """What a mode of a case must reach: `bound` times faster or smaller than `against`, or that share of the gemm.
+    """What a mode of a case must reach: `bound` times faster or smaller than `against`, or that share of gemm or copy.
 
-    what: "time", "memory" or "gemm" (`against` then means nothing). suffix: of the name of ours that is meant.
+    what: "time", "memory", "gemm" or "copy" (`against` then means nothing). suffix: of the name of ours that is meant.
     """
 
     mode: str
@@ -172,6 +194,13 @@ def attention_flop(pairs: float, width: int) -> dict[str, float]:
     """
     forward = 4.0 * pairs * width
     return {FORWARD: forward, BACKWARD: 2.5 * forward, FULL: 3.5 * forward}
+
+
+def attention_executed(pairs: float, width: int, term: bool) -> dict[str, float]:
+    """Return what the Triton kernels compute: seven products backward, nine where a bias or gate has a gradient."""
+    product = 2.0 * pairs * width
+    backward = (9 if term else 7) * product
+    return {FORWARD: 2 * product, BACKWARD: backward, FULL: 2 * product + backward}
 
 
 def product_flop(rows: float, inputs: float, outputs: float, inputs_learn: bool = True) -> dict[str, float]:

@@ -46,7 +46,7 @@ def problem(setting: Setting, layout: TokenLayout, d: int, dtype: torch.dtype) -
         return torch.cat(plain.embedded(rows, p, layout, plain.embed))
 
     found = ours(setting, run) | {"eager": Contender(loop)}
-    found["compile"] = missing(LEFT_OUT) if setting.preset == "quick" else Contender(peers.compiled(loop))
+    found["compile"] = missing(LEFT_OUT) if setting.quick else Contender(peers.compiled(loop))
     return Problem((rows, *weights, *rest), (grad,), partial(run, impl="reference"), found, results=("tokens",))
 
 
@@ -69,10 +69,10 @@ def case(
 
 def cases(setting: Setting) -> Sequence[Case]:
     vgg11, resnet50 = shapes.vgg11_bn(), shapes.resnet50()
-    if setting.preset == "quick":
+    if setting.quick:
         return [case(setting, "VGG-11 in small", shapes.reduced(vgg11, 8, 16), 2, d=64)]
     found = [case(setting, "VGG-11", vgg11, 2), case(setting, "ResNet-50", resnet50, 2)]
-    if setting.preset == "full":
+    if setting.preset in ("full", "gpu"):
         found += [
             case(setting, "ResNet-50", resnet50, 5),
             case(setting, "ResNet-50", resnet50, 2, dtype=torch.bfloat16),

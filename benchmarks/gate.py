@@ -7,6 +7,7 @@ softmax in bfloat16 does not pass.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +20,16 @@ from wfkernels.judge import Contract, Verdict, named
 
 
 class Judgement(NamedTuple):
-    """max_error: relative to the largest entry of the result. share: of the error that is allowed."""
+    """max_error: relative to the largest entry of the result. share: of the error that is allowed.
+
+    seconds: what the call itself took, which compiles what is compiled.
+    """
 
     correct: bool
     max_error: float
     share: float
     detail: str
+    seconds: float
 
 
 def judged(problem: Problem, contender: Contender, mode: str) -> Judgement:
@@ -32,7 +37,9 @@ def judged(problem: Problem, contender: Contender, mode: str) -> Judgement:
     plain = Contender(contender.run, full=contender.full, around=contender.around)
     wanted = call(problem, plain, mode)
     with wanted.around():
+        start = time.perf_counter()
         found = wanted.run(wanted.prepare())
+        seconds = time.perf_counter() - start
     outputs = [] if mode == BACKWARD else found[: len(problem.results)]
     gradients = [] if mode == FORWARD else found[len(outputs) :]
     verdicts: list[Verdict] = []
@@ -48,7 +55,22 @@ def judged(problem: Problem, contender: Contender, mode: str) -> Judgement:
         verdicts += judge.examine(contract, reference, (*problem.tensors, *problem.grads), gradients)
         errors += map(relative_error, gradients, reference.exact)
     worst = max(verdicts, key=lambda verdict: verdict.share)
-    return Judgement(worst.share <= 1, max(errors), worst.share, str(worst))
+    return Judgement(worst.share <= 1, max(errors), worst.share, str(worst), seconds)
+
+
+def repeats(problem: Problem, contender: Contender, mode: str, runs: int = 5) -> bool:
+    """Return whether so many runs of one mode agree in every bit."""
+    plain = Contender(contender.run, full=contender.full, around=contender.around)
+    wanted = call(problem, plain, mode)
+    with wanted.around():
+        first, *others = [wanted.run(wanted.prepare()) for _ in range(runs)]
+    return all(_same(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    # By bits, so that a NaN equals itself.
+    a, b = (t.detach().contiguous().flatten().view(torch.uint8) for t in (first, second))
+    return torch.equal(a, b)
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -22,11 +23,11 @@ import torch
 
 from benchmarks import machine
 from benchmarks.case import PRESETS, Call, Case, Contender, Problem, Setting, call
-from benchmarks.gate import judged
+from benchmarks.gate import judged, repeats
 from benchmarks.memory import peak_mb
 from benchmarks.report import ratios, targets, text
-from benchmarks.timing import BUDGETS, Budget, Clock, clock_for, rounds, spread
-from wfkernels import dispatch, env
+from benchmarks.timing import BUDGETS, Budget, Clock, clock_for, rounds, spread, wall
+from wfkernels import dispatch, env, gpu
 from wfkernels.allocator import settle
 from wfkernels.selftest.command import devices
 
@@ -41,6 +42,11 @@ class Row:
     ran in the same rounds; gb_per_s, fraction_of_copy: likewise for what is bound by memory. max_error: against
     float64, over the largest entry of each result. share: the worst error over the one that is allowed. judged_at: the
     size at which that was. runs: which implementation each library op chose. reason: why there is no time.
+
+    first_ms: the first calls in this process, that at the judged size and that at its own, which compile what modes
+    before it left to compile. wall_ms: on the host's clock, where median_ms is the device's. launches: of our Triton
+    kernels in one call. executed_gflops: by the operations that the kernels really compute. same_bits: of five runs, in
+    the presets for a GPU.
     """
 
     case: str
@@ -63,6 +69,11 @@ class Row:
     judged_at: str = ""
     runs: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    first_ms: float | None = None
+    wall_ms: float | None = None
+    launches: int | None = None
+    executed_gflops: float | None = None
+    same_bits: bool | None = None
 
     @property
     def failed(self) -> bool:
@@ -85,7 +96,7 @@ def measure(case: Case, setting: Setting, clock: Clock) -> list[Row]:
             row.judged_at = f"not judged: {contender.unlike}"
         elif not row.reason:
             row.judged_at = at
-            _judge(row, problem, contender)
+            _judge(row, problem, contender, setting)
     if case.judged is not None:
         del problem
         problem = case.build()
@@ -100,17 +111,22 @@ def _rows(case: Case, problem: Problem, setting: Setting) -> list[Row]:
     return [Row(case.name, name, mode, problem.contenders[name].ours, dtype) for mode in case.modes for name in names]
 
 
-def _judge(row: Row, problem: Problem, contender: Contender) -> None:
+def _judge(row: Row, problem: Problem, contender: Contender, setting: Setting) -> None:
     try:
         found = judged(problem, contender, row.mode)
+        if setting.gpu and row.ours:
+            row.same_bits = repeats(problem, contender, row.mode)
     except Exception as error:  # whatever a contender raises is its own failure, not the benchmark's
         row.reason = _words(error)
         return
     row.correct = found.correct
     # JSON knows no infinity.
     row.max_error, row.share = (x if isfinite(x) else None for x in (found.max_error, found.share))
+    row.first_ms = 1e3 * found.seconds
     if row.ours and not found.correct:
         row.reason = f"wrong: {found.detail}"
+    elif row.same_bits is False:
+        row.reason = "wrong: runs with the same arguments differ"
 
 
 def _time(case: Case, rows: Sequence[Row], problem: Problem, setting: Setting, clock: Clock) -> None:
@@ -119,11 +135,17 @@ def _time(case: Case, rows: Sequence[Row], problem: Problem, setting: Setting, c
     for row in rows:
         wanted = call(problem, problem.contenders[row.impl], row.mode)
         try:
+            start = time.perf_counter()
             with dispatch.recording() as choices:
                 clock(wanted)  # compiles, and takes what is taken once
-            row.peak_mb = peak_mb(wanted, setting.device)
+            row.first_ms = (row.first_ms or 0.0) + 1e3 * (time.perf_counter() - start)
+            with launching() as launched:
+                row.peak_mb = peak_mb(wanted, setting.device)
+            row.launches = len(launched) if row.ours and setting.cuda else None
         except Exception as error:
             row.reason = _words(error)
+            if setting.cuda:  # what ran out of memory leaves none to the next
+                torch.cuda.empty_cache()
             continue
         row.runs = {choice.op: choice.runs or "" for choice in choices}
         calls[row.impl] = wanted
@@ -141,7 +163,28 @@ def _time(case: Case, rows: Sequence[Row], problem: Problem, setting: Setting, c
         if row.impl in calls:
             row.median_ms, row.p20_ms, row.p80_ms = spread(found[row.impl])
             row.rounds = len(found[row.impl])
+            row.wall_ms = 1e3 * wall(calls[row.impl], setting.device) if setting.cuda else row.median_ms
             _rate(row, case, rates)
+            executed = problem.contenders[row.impl].executed.get(row.mode)
+            if executed and "triton" in row.runs.values():
+                row.executed_gflops = 1e-6 * executed / row.median_ms
+
+
+@contextmanager
+def launching() -> Iterator[list[Any]]:
+    """Collect the kernels that ours launch inside the block: every launch of every room passes one function."""
+    found: list[Any] = []
+    launch = gpu.launch
+
+    def counted(kernel: Any, *args: Any, **options: Any) -> None:
+        found.append(kernel)
+        launch(kernel, *args, **options)
+
+    gpu.launch = counted
+    try:
+        yield found
+    finally:
+        gpu.launch = launch
 
 
 def _probes(case: Case, device: torch.device) -> dict[str, tuple[Call, float]]:
@@ -193,7 +236,7 @@ def main(program: str, cases: Callable[[Setting], Sequence[Case]], argv: Sequenc
         "machine": machine.facts(device) | {"rates": machine.rates(device, clock)},
         "complete": False,
     }
-    rows: list[Row] = []
+    rows = _kept(options.json, report) if options.resume else []
     try:
         _all(wanted, setting, clock, rows, report, options.json)
     except KeyboardInterrupt:
@@ -207,19 +250,34 @@ def _all(
     cases: Sequence[Case], setting: Setting, clock: Clock, rows: list[Row], report: dict[str, Any], path: Path | None
 ) -> None:
     """Measure case after case; after each print its rows and write everything so far."""
-    start = time.perf_counter()
+    start, measured = time.perf_counter(), 0
     for i, case in enumerate(cases):
-        rest = f", about {(time.perf_counter() - start) / i * (len(cases) - i):.0f} s left" if i else ""
-        print(f"{i + 1} of {len(cases)}: {case.name}{rest}", file=sys.stderr, flush=True)
-        found = measure(case, setting, clock)
+        kept = [row for row in rows if row.case == case.name]
+        seconds = time.perf_counter() - start
+        rest = f", about {seconds / measured * (len(cases) - i):.0f} s left" if measured else ""
+        print(f"{i + 1} of {len(cases)}: {case.name}{' is kept' if kept else rest}", file=sys.stderr, flush=True)
+        found = [] if kept else measure(case, setting, clock)
+        measured += not kept
         rows += found
         report["complete"] = i + 1 == len(cases)
         plain = [asdict(row) for row in rows]
         report |= {"rows": plain, "ratios": ratios(plain), "targets": targets(plain, cases[: i + 1])}
-        print(text(plain[-len(found) :], targets(plain, [case])), flush=True)
+        print(text([asdict(row) for row in kept or found], targets(plain, [case])), flush=True)
         report["machine"]["load at the end"] = list(os.getloadavg())
         if path is not None:
             _write(path, report)
+
+
+def _kept(path: Path | None, report: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of an earlier run, where the same commit ran on the same machine; what failed runs again."""
+    commit = report["machine"]["commit"]
+    if path is None or not path.exists() or not commit or commit.endswith("+"):
+        return []
+    earlier = json.loads(path.read_text())
+    same = all(earlier["machine"][k] == report["machine"][k] for k in ("name", "versions", "commit"))
+    rows = [Row(**row) for row in earlier.get("rows", [])] if same and earlier["preset"] == report["preset"] else []
+    broken = {row.case for row in rows if row.failed}
+    return [row for row in rows if row.case not in broken]
 
 
 def _write(path: Path, report: Mapping[str, Any]) -> None:
@@ -257,5 +315,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, metavar="N", help="runs of each, instead of the preset's")
     parser.add_argument("--threads", type=_count, metavar="N", help="of torch on the CPU; as many as it takes")
     parser.add_argument("--keep-memory", action="store_true", help="freed memory stays: no page faults for anybody")
+    parser.add_argument("--resume", action="store_true", help="keep what --json already holds of this commit")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write everything")
     return parser

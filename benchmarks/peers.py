@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Contender, Run, Setting, missing
+from benchmarks.case import BACKWARD, FORWARD, Contender, Run, Setting, missing
 
 NEGATIVE_INFINITY = float("-inf")
 # There is a graph for every length, size and mode; the default limit of torch is for programs that compile by mistake.
@@ -36,9 +37,49 @@ def contenders(form: Form, setting: Setting, tokens: int, flex: bool) -> dict[st
     """Return the peers of a dense case; `flex` False where compiling it would take longer than all the rest."""
     plain = _eager(form, tokens, setting.device)
     found = {"eager": Contender(plain), "compile": Contender(compiled(plain))}
+    if setting.preset == "gpu-quick":
+        found["compile"] = missing("left out of the quick preset: compiles too long")
     found["sdpa"] = _sdpa(form, tokens, setting.device)
     found["flex"] = _flex(form, setting, tokens) if flex else missing("left out of the quick preset: compiles too long")
+    return found | (_backends(form, setting, tokens) if setting.gpu else {})
+
+
+def _backends(form: Form, setting: Setting, tokens: int) -> dict[str, Contender]:
+    """Return SDPA by each of its kernels, with the bias and without, and FlexAttention without the bias's gradient."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found: dict[str, Contender] = {}
+    with_bias, names = _sdpa(form, tokens, setting.device), {"efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
+    for name, member in ({"cudnn": "CUDNN_ATTENTION"} | names).items():
+        backend = getattr(SDPBackend, member, None)
+        label = f"sdpa {name}"
+        found[label] = missing("this torch has no such kernel")
+        if backend is not None:
+            found[label] = replace(with_bias, around=partial(sdpa_kernel, backend))
+    for name, member in (("cudnn", "CUDNN_ATTENTION"), ("flash", "FLASH_ATTENTION")):
+        backend = getattr(SDPBackend, member, None)
+        label = f"sdpa {name}, no bias"
+        found[label] = missing("this torch has no such kernel")
+        if backend is not None:
+            plain = partial(_without_bias, causal=form.causal)
+            full = partial(_first_three, plain)
+            found[label] = Contender(plain, full=full, around=partial(sdpa_kernel, backend), unlike="no bias")
+    flex = found["flex, bias without gradient"] = _flex(form, setting, tokens)
+    if not flex.absent:
+        reason = {FORWARD: "as flex", BACKWARD: "as flex"}
+        full, unlike = partial(_first_three, flex.run), "no gradient of the bias"
+        found["flex, bias without gradient"] = replace(flex, full=full, absent=reason, unlike=unlike)
     return found
+
+
+def _without_bias(query: Tensor, key: Tensor, value: Tensor, _: Tensor, causal: bool) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+
+def _first_three(run: Run, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return the output, and the gradients of query, key and value alone."""
+    out = run(*tensors[:3], tensors[3].detach())
+    return [out.detach(), *torch.autograd.grad(out, tensors[:3], grads)]
 
 
 def compiled(function: Run, dynamic: bool | None = False) -> Run:
@@ -109,4 +150,5 @@ def _flex(form: Form, setting: Setting, tokens: int) -> Contender:
 
         return flex_attention(query, key, value, score_mod=score, block_mask=blocks)
 
-    return Contender(compiled(attention))
+    # Compiling for a CPU takes half a minute, and there only shows that it runs.
+    return Contender(attention if setting.preset == "gpu-quick" and not setting.cuda else compiled(attention))

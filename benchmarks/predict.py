@@ -32,6 +32,7 @@ from benchmarks.case import (
     Run,
     Setting,
     Target,
+    attention_executed,
     attention_flop,
     missing,
     ours,
@@ -111,13 +112,15 @@ def problem(
 
     found: dict[str, Contender] = {}
     for recompute in ("none", "full"):
-        found |= ours(setting, partial(run, recompute=recompute), f", recompute {recompute}")
+        work = executed(layout, d, ffn, blocks, recompute, gate)
+        found |= ours(setting, partial(run, recompute=recompute), f", recompute {recompute}", work)
     if not gate:
         eager, sdpa = (_layers(attend, heads) for attend in (plain.softmax_attention, F.scaled_dot_product_attention))
         found["eager"] = loop(eager)
         # The block is one program for each length; the other steps are too small to be worth one for each width.
-        steps = Layers(*(peers.compiled(f, dynamic=x) for f, x in zip(eager, (None, False, None), strict=True)))
-        found["compile"] = missing(LEFT_OUT) if setting.preset == "quick" else loop(steps)
+        dynamic = (True, True, True) if setting.gpu else (None, False, None)
+        steps = Layers(*(peers.compiled(f, dynamic=x) for f, x in zip(eager, dynamic, strict=True)))
+        found["compile"] = missing(LEFT_OUT) if setting.quick else loop(steps)
         found["sdpa"] = loop(sdpa)
     tensors = (rows, *(t for t in given.flatten() if t is not None))
     reference: Run = partial(run, impl="reference", recompute="none")
@@ -146,6 +149,18 @@ def flop(layout: TokenLayout, d: int, ffn: int, blocks: int) -> dict[str, float]
     for n, r in zip(student.rows, student.widths, strict=True):
         parts += [product_flop(teachers * n, r, d, inputs_learn=False), product_flop(n, d, r)]
     return total(parts)
+
+
+def executed(layout: TokenLayout, d: int, ffn: int, blocks: int, recompute: str, gate: bool) -> dict[str, float]:
+    """Return what the Triton kernels compute: more products in attention's backward, and blocks again."""
+    found = flop(layout, d, ffn, blocks)
+    tokens, all_pairs = layout.total, shapes.pairs(layout.lengths)
+    counted, done = attention_flop(all_pairs, d), attention_executed(all_pairs, d, gate)
+    block = product_flop(tokens, d, 4 * d + 2 * ffn)[FORWARD] + counted[FORWARD]
+    again = blocks * block if recompute == "full" else 0.0
+    return {
+        mode: work + blocks * (done[mode] - counted[mode]) + again * (mode != FORWARD) for mode, work in found.items()
+    }
 
 
 def case(
@@ -184,8 +199,31 @@ TARGETS = (
 )
 
 
+# Shares of the card's own product by counted operations; the form that keeps everything is the fast one.
+GPU_TARGETS = (Target(FORWARD, "gemm", 0.45, suffix=NONE), Target(FULL, "gemm", 0.25, suffix=NONE))
+GPU_TWO = tuple(
+    Target(mode, "time", bound, peer, NONE)
+    for mode in (FORWARD, FULL)
+    for bound, peer in ((3.0, "eager"), (1.5, "compile"))
+)
+
+
+def gpu(setting: Setting) -> list[Case]:
+    if setting.preset == "gpu-quick":
+        small = shapes.reduced(shapes.vgg11_bn(), 8, 16)
+        return [case(setting, "VGG-11 in small", small, 2, 64, 2, 4, dtype=setting.half, targets=GPU_TARGETS + GPU_TWO)]
+    students = {"ResNet-50": shapes.resnet50(), "ViT-B/32": shapes.vit_b32(), "VGG-11-BN": shapes.vgg11_bn()}
+    return [
+        case(setting, name, student, t, dtype=setting.half, targets=GPU_TARGETS + GPU_TWO * (t == 2))
+        for t in (2, 5)
+        for name, student in students.items()
+    ]
+
+
 def cases(setting: Setting) -> list[Case]:
     vgg11, resnet50 = shapes.vgg11_bn(), shapes.resnet50()
+    if setting.gpu:
+        return gpu(setting)
     if setting.preset == "quick":
         return [case(setting, "VGG-11 in small", shapes.reduced(vgg11, 8, 16), 2, d=64, blocks=2, heads=4)]
     if setting.preset == "bar":

@@ -49,7 +49,7 @@ def problem(setting: Setting, layout: TokenLayout, d: int, dtype: torch.dtype) -
         return torch.cat(plain.buffer(rows, layout))[None]
 
     found = ours(setting, run) | {"eager": Contender(loop)}
-    found["compile"] = missing(LEFT_OUT) if setting.preset == "quick" else Contender(peers.compiled(loop))
+    found["compile"] = missing(LEFT_OUT) if setting.quick else Contender(peers.compiled(loop))
     tensors = (tokens, given.strength, given.shift, given.scale, *lists)
     return Problem(tensors, (grad,), partial(run, impl="reference"), found, results=("students",))
 
@@ -69,10 +69,10 @@ def case(setting: Setting, name: str, student: RowLayout, d: int = 512, dtype: t
 
 def cases(setting: Setting) -> Sequence[Case]:
     vgg11, resnet50 = shapes.vgg11_bn(), shapes.resnet50()
-    if setting.preset == "quick":
+    if setting.quick:
         return [case(setting, "VGG-11 in small", shapes.reduced(vgg11, 8, 16), d=64)]
     found = [case(setting, "VGG-11", vgg11), case(setting, "ResNet-50", resnet50)]
-    if setting.preset == "full":
+    if setting.preset in ("full", "gpu"):
         found.append(case(setting, "ResNet-50", resnet50, dtype=torch.bfloat16))
     return found
 

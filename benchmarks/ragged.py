@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import peers, shapes
-from benchmarks.case import FULL, Case, Contender, Draw, Problem, Run, Setting, Target, attention_flop, ours
+from benchmarks.case import (
+    FULL,
+    Case,
+    Contender,
+    Draw,
+    Problem,
+    Run,
+    Setting,
+    Target,
+    attention_executed,
+    attention_flop,
+    ours,
+)
 from benchmarks.shapes import pairs
 from weightformer.gates import log_buckets
 from wfkernels import BucketTable, attention
@@ -43,9 +56,10 @@ def case(
     modes: Sequence[str] = (FULL,),
     targets: Sequence[Target] = (),
     compile: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Case:
     """Return the attention of one block over all sequences of a layout; d = width."""
-    build = partial(problem, setting, heads=heads, width=width, compile=compile)
+    build = partial(problem, setting, heads=heads, width=width, compile=compile, dtype=dtype)
     fewer = shapes.reduced(layout.layout, 16, 1).tokens(layout.teachers, layout.cross)
     return Case(
         f"{name}, d={width}, H={heads}",
@@ -54,11 +68,14 @@ def case(
         modes=modes,
         judged=(f"{fewer.total} tokens instead of {layout.total}", partial(build, fewer)),
         targets=targets,
+        dtype=dtype,
     )
 
 
-def problem(setting: Setting, layout: TokenLayout, heads: int, width: int, compile: bool) -> Problem:
-    draw = Draw(setting.device)
+def problem(
+    setting: Setting, layout: TokenLayout, heads: int, width: int, compile: bool, dtype: torch.dtype
+) -> Problem:
+    draw = Draw(setting.device, dtype)
     size = (layout.total, heads, width // heads)
     query, key, value = (draw.normal(*size) for _ in range(3))
     grad = draw.normal(*size, learn=False)
@@ -73,10 +90,65 @@ def problem(setting: Setting, layout: TokenLayout, heads: int, width: int, compi
 
     sequence = _sequence()
     indices = _pair_indices(layout, at, lookup)
-    found = ours(setting, run) | {"eager": _loop(sequence, layout, indices)}
+    executed = attention_executed(pairs(layout.lengths), width, True)
+    found = ours(setting, run, executed=executed) | {"eager": _loop(sequence, layout, indices)}
     if compile:
         found["compile"] = _loop(peers.compiled(sequence), layout, indices)
+    if setting.gpu:
+        found |= _flex(setting, layout, at, lookup)
     return Problem((query, key, value, table), (grad,), partial(run, impl="reference"), found)
+
+
+def _flex(setting: Setting, layout: TokenLayout, at: Indices, lookup: Tensor) -> dict[str, Contender]:
+    """Return FlexAttention over all sequences behind each other, and over a batch padded to the longest.
+
+    Both look the gate up by what they capture, and add its logarithm. FlexAttention names a token by its place among
+    all, from which a padded batch has to find the one it copied.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    device, reach = setting.device, lookup.numel() // 2
+    lengths = torch.tensor(layout.lengths, device=device)
+    first = torch.tensor(layout.starts[:-1], device=device)
+    document = torch.repeat_interleave(torch.arange(len(layout.lengths), device=device), lengths)
+    columns = torch.arange(layout.max_length, device=device)
+    inside = columns < lengths[:, None]  # [N, S]
+    place = (first[:, None] + columns).where(inside, 0)
+    wanted = inside.flatten().nonzero()[:, 0]
+    group, segment, position = (x.long() for x in (at.group, at.segment, at.position))
+    buckets = lookup.long()
+
+    def entry(table: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """The logarithm of the gate between two tokens by their places."""
+        same = (segment[i] == segment[j]).long()
+        found = table[0, group[i], group[j], same, buckets[(position[i] - position[j]).clamp(-reach, reach) + reach]]
+        return torch.where(i == j, torch.zeros_like(found), found.log())
+
+    def packed(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Any:
+        def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return s + entry(table, i, j)
+
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+        found: Any = flex_attention(query, key, value, score_mod=score, block_mask=documents)
+        return found[0].transpose(0, 1)
+
+    def padded(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Any:
+        def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return s + entry(table, place[b, i], place[b, j])
+
+        query, key, value = (x[place].transpose(1, 2) for x in (query, key, value))
+        found: Any = flex_attention(query, key, value, score_mod=score, block_mask=batch)
+        return found.transpose(1, 2).flatten(0, 1)[wanted]
+
+    total, longest, count = layout.total, layout.max_length, len(layout.lengths)
+    # Compiled, or the mask of all pairs would be made first.
+    mask = create_block_mask if not setting.cuda else peers.compiled(create_block_mask)
+    documents = mask(lambda b, h, i, j: document[i] == document[j], None, None, total, total, device)
+    # A row behind the end sees the first key, or it would have none.
+    batch = mask(lambda b, h, i, j: inside[b, j], count, None, longest, longest, device)
+    runs = {"flex, document mask": packed, "flex, padded": padded}
+    eager = setting.preset == "gpu-quick" and not setting.cuda
+    return {name: Contender(run if eager else peers.compiled(run)) for name, run in runs.items()}
 
 
 def _pair_indices(layout: TokenLayout, at: Indices, lookup: Tensor) -> dict[int, Tensor]:

@@ -37,11 +37,12 @@ def targets(rows: Sequence[Plain], cases: Sequence[Case]) -> list[dict[str, Any]
     for case in cases:
         for target in case.targets:
             for own in (row for row in rows if _meant(row, case, target.mode, target.suffix)):
-                value = own["fraction_of_gemm"]
-                if target.what != "gemm":
+                if target.what in ("gemm", "copy"):
+                    value, what = own[f"fraction_of_{target.what}"], f"of the {target.what}"
+                else:
                     peers = compared.get(case.name, {}).get(target.mode, {}).get(own["impl"], {})
                     value = peers.get(target.against, {}).get(target.what)
-                what = "of the gemm" if target.what == "gemm" else f"{target.what}, times less than {target.against}"
+                    what = f"{target.what}, times less than {target.against}"
                 found.append(
                     {
                         "case": case.name,

@@ -43,7 +43,7 @@ def problem(setting: Setting, dtype: torch.dtype, d: int, rows: int) -> Problem:
         return h, F.layer_norm(h, (d,), weight, bias)
 
     found = ours(setting, run) | {"eager": Contender(plain)}
-    found["compile"] = missing(LEFT_OUT) if setting.preset == "quick" else Contender(peers.compiled(plain))
+    found["compile"] = missing(LEFT_OUT) if setting.quick else Contender(peers.compiled(plain))
     return Problem((x, residual, weight, bias), grads, partial(run, impl="reference"), found, results=("h", "y"))
 
 
@@ -65,11 +65,11 @@ def case(setting: Setting, rows: int, d: int, dtype: torch.dtype = torch.float32
 
 
 def cases(setting: Setting) -> Sequence[Case]:
-    if setting.preset == "quick":
+    if setting.quick:
         return [case(setting, 1000, 512)]
     # The tokens of VGG-11 and of ResNet-50 with two teachers.
     found = [case(setting, rows, 512) for rows in (5504, 53120)]
-    if setting.preset == "full":
+    if setting.preset in ("full", "gpu"):
         found += [case(setting, 53120, d) for d in (64, 768, 1024)]
         found += [case(setting, 53120, 512, torch.bfloat16)]
     return found

@@ -18,7 +18,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import shapes
-from benchmarks.case import FORWARD, Case, Contender, Draw, Problem, Setting, ours
+from benchmarks.case import FORWARD, Case, Contender, Draw, Problem, Setting, Target, ours
 from benchmarks.harness import main
 from wfkernels import pack
 from wfkernels.layout import RowLayout
@@ -53,24 +53,25 @@ def problem(setting: Setting, layout: RowLayout, teachers: int, dtype: torch.dty
 
 
 def case(setting: Setting, name: str, layout: RowLayout, teachers: int, dtype: torch.dtype = torch.float32) -> Case:
-    numbers = teachers * sum(layer.rows * layer.width for layer in layout.layers)
+    numbers, cast = teachers * sum(layer.rows * layer.width for layer in layout.layers), dtype != torch.float32
     return Case(
         f"{name}, T={teachers}, float32 to {str(dtype).removeprefix('torch.')}",
         partial(problem, setting, layout, teachers, dtype),
         bytes={FORWARD: float(numbers * (torch.float32.itemsize + dtype.itemsize))},
         modes=(FORWARD,),
+        targets=(Target(FORWARD, "copy", 0.85), Target(FORWARD, "time", 2.0 if cast else 0.95, "cat")) * setting.gpu,
     )
 
 
 def cases(setting: Setting) -> list[Case]:
     vgg11, resnet50 = shapes.vgg11_bn(), shapes.resnet50()
     dtypes = (torch.float32, torch.bfloat16)
-    if setting.preset == "quick":
+    if setting.quick:
         return [case(setting, "VGG-11 in small", shapes.reduced(vgg11, 2, 4), 2, dtype) for dtype in dtypes]
     found = [
         case(setting, *pair, 2, dtype) for pair in (("VGG-11", vgg11), ("ResNet-50", resnet50)) for dtype in dtypes
     ]
-    if setting.preset == "full":
+    if setting.preset in ("full", "gpu"):
         found += [case(setting, "ResNet-50", resnet50, teachers, torch.bfloat16) for teachers in (1, 5)]
     return found
 

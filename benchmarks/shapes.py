@@ -28,11 +28,17 @@ def resnet50() -> RowLayout:
     return layout(found, bias=False)
 
 
-def layout(convolutions: Iterable[Convolution], bias: bool) -> RowLayout:
-    """Return the layout of convolutions with a BatchNorm behind each: a row is a filter, its bias, gain and offset."""
-    layers = []
+def vit_b32() -> RowLayout:
+    """The 50 products of torchvision's ViT-B/32, patches included; its norms and codes have next to no rows."""
+    block = [(2304, 768, 1), (768, 768, 1), (3072, 768, 1), (768, 3072, 1)]
+    return layout([(768, 3, 32), *block * 12, (1000, 768, 1)], bias=True, norm=False)
+
+
+def layout(convolutions: Iterable[Convolution], bias: bool, norm: bool = True) -> RowLayout:
+    """Return the layout of convolutions: a row is a filter, its bias, gain and offset of the BatchNorm behind it."""
+    layers, others = [], ("bias",) * bias + ("gain", "offset") * norm
     for i, (rows, inputs, side) in enumerate(convolutions):
-        widths = {"weight": inputs * side * side, **({"bias": 1} if bias else {}), "gain": 1, "offset": 1}
+        widths = {"weight": inputs * side * side, **dict.fromkeys(others, 1)}
         parameters, start = [], 0
         for name, width in widths.items():
             shape = (rows, inputs, side, side) if name == "weight" else (rows,)

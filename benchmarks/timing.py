@@ -24,7 +24,11 @@ class Budget(NamedTuple):
     seconds: float
 
 
-BUDGETS = {"quick": Budget(3, 7, 0.3), "bar": Budget(3, 15, 10.0), "full": Budget(3, 15, 4.0)}
+BUDGETS = {
+    **{"quick": Budget(3, 7, 0.3), "bar": Budget(3, 15, 10.0), "full": Budget(3, 15, 4.0)},
+    **{"gpu": Budget(5, 25, 0.3), "gpu-quick": Budget(3, 5, 0.1)},
+}
+WALLS = 5
 
 
 def clock_for(device: torch.device) -> Clock:
@@ -63,6 +67,21 @@ def _cuda_clock(device: torch.device) -> Clock:
             return 1e-3 * float(start.elapsed_time(end))
 
     return clock
+
+
+def wall(call: Call, device: torch.device) -> float:
+    """Return the median time of a call on the host's clock, in seconds, its launches and the wait for it included."""
+    found = []
+    for _ in range(WALLS):
+        with call.around():
+            state = call.prepare()
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            result = call.run(state)
+            torch.cuda.synchronize(device)
+            found.append(time.perf_counter() - start)
+            del result
+    return statistics.median(found)
 
 
 def rounds(calls: Mapping[str, Call], clock: Clock, budget: Budget) -> dict[str, list[float]]:

@@ -1,0 +1,25 @@
+"""The projection's cases on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu import device
+from tests.projection.cases import CASES, call
+from tests.projection.interpreted import LARGE
+
+pytestmark = device.needed
+ALL = CASES | LARGE
+
+
+@device.every_dtype
+@pytest.mark.parametrize("name", ALL)
+def test_as_exact_as_eager_and_the_same_in_every_run(name: str, dtype: torch.dtype) -> None:
+    device.hold(device.of(call(ALL[name]), dtype))
+
+
+@device.device_only
+@pytest.mark.parametrize("name", ["plain, anchor", "prior, mean, base", "gated, wide"])
+def test_a_graph_captures_it(name: str) -> None:
+    device.hold_captured(device.of(call(ALL[name]), torch.bfloat16))
