@@ -2,6 +2,7 @@
 # make test   lint, types and every test
 # make lint   lint and types only
 # make aot    compile every Triton kernel for every family of GPUs, without one, and print what it takes (long)
+# make gpu    on a machine with a GPU: tests, targets and losses, into benchmarks/results; goes on if interrupted
 # make sanitize  the tests of the compiled kernels on a build for the address and undefined-behaviour sanitizers
 # make other-torch  what is built against one torch has to work under another (OTHER_TORCH=2.13.0): both ways round
 # make clean  remove everything that make made
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 JOBS ?= 2
 SOURCES := pyproject.toml setup.py constraints.txt wfkernels/env.py $(shell find csrc -type f)
 
-.PHONY: demo test lint aot sanitize other-torch setup clean
+.PHONY: demo test lint aot gpu sanitize other-torch setup clean
 
 demo: setup
 	$(BIN)/weightformer demo --output runs/demo --resume --force
@@ -30,6 +31,9 @@ lint: setup
 
 aot: setup
 	$(BIN)/python -m tests.aot
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu_suite
 
 # A build of its own, beside the installed one. libstdc++ is preloaded too, else libasan looks in vain for what throws
 # exceptions; leaks are not looked for, because Python and torch keep much to the end.

@@ -201,7 +201,9 @@ def picture(rows: Sequence[Plain], path: Path) -> str:
 
 def into_readme(readme: Path, results: Results) -> None:
     """Put the targets of a complete run between the README's two marks."""
-    before, _, rest = readme.read_text().partition(START)
+    before, found, rest = readme.read_text().partition(START)
+    if not found:  # whoever took the marks out wants no table
+        return
     _, _, behind = rest.partition(END)
     facts = results.kept["machine"]
     where = f"benchmarks/results/{results.path.with_suffix('.md').name}"
