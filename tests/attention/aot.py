@@ -17,11 +17,13 @@ FORMS = {
     "causal": {"is_causal": True},
     "bias": {"bias": (128, 128)},
     "gate": {"gate": (128, 128)},
+    "closed": {"queries": (1024,), "gate": (1024, 1024)},
     "tables": {"bias": "table", "gate": "rich"},
     "ragged": {"lead": None, "queries": (128, 64), "bias": "rich", "is_causal": True},
     "dropout": {"bias": (128, 128), "dropout_p": 0.1},
 }
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WITHOUT_PRODUCTS = ("attention_backward_delta", "attention_open_tiles")
 WIDTHS = (64, 128, 256)
 
 
@@ -41,7 +43,7 @@ def name(width: int, dtype: torch.dtype, form: str) -> str:
 
 def known(width: int, dtype: torch.dtype, launch: Launch) -> dict[str, bool]:
     """Return what tests.aot.faults should know of a launch."""
-    return {"spills": width > 128, "wgmma": dtype.itemsize == 2 and "delta" not in launch.name}
+    return {"spills": width > 128, "wgmma": dtype.itemsize == 2 and launch.name not in WITHOUT_PRODUCTS}
 
 
 def matrix(capability: int) -> Iterator[tuple[str, Launch, dict[str, bool]]]:

@@ -9,7 +9,10 @@ import torch
 
 from tests import interpreted
 from tests.attention.cases import CASES, Call, Case, build, draw
-from wfkernels.attention import ops, validate
+from wfkernels import gpu
+from wfkernels.attention import ops, triton_open_launch, validate
+from wfkernels.attention.arguments import Arguments
+from wfkernels.attention.triton_arguments import problem
 
 SEEDS = range(4)
 # Over the borders of tiles of 32 x 32, and of several programs that share a sum.
@@ -21,6 +24,21 @@ LARGE = {
     "wide": Case(lead=(), queries=(5,), heads=1, key_heads=1, width=80, value_width=40, bias="full"),
     "widest": Case(lead=(), queries=(17,), heads=1, key_heads=1, width=256, value_width=129, gate="full"),
 }
+# Of which half of the tiles of 32 x 32 are closed: bigger than what is worth a look at the terms.
+CLOSED = {
+    "closed tiles, one gate": Case(lead=(2,), queries=(100,), keys=(110,), gate=(100, 110), closed=0.2),
+    "closed tiles, a gate per head": Case(lead=(2,), queries=(110,), heads=2, key_heads=1, gate=(2, 110, 110)),
+    "closed tiles, bias and gate": Case(
+        lead=(4,), queries=(100,), bias=(100, 100), gate=(4, 1, 100, 100), is_causal=True, dropout_p=0.2
+    ),
+    "closed tiles, one bias": Case(
+        lead=(4,), queries=(50,), keys=(140,), start=(2, 70, 9, 90), bias=(50, 140), is_causal=True
+    ),
+    "closed tiles, ragged": Case(lead=None, queries=(97, 0, 140, 33), gate=(1, 140, 150), is_causal=True),
+    "closed tiles, ragged terms": Case(
+        lead=None, queries=(130, 66, 1, 0), keys=(40, 140, 3, 2), bias=(1, 150, 145), gate="full"
+    ),
+}
 HALVES = ("dense bias", "dense gate", "ragged tables", "dense dropout", "ragged pruned", "several tiles, causal")
 
 
@@ -30,8 +48,25 @@ def calls() -> interpreted.Calls:
         yield name, partial(wrongs, build(case, dtype=torch.float32))
     for name in HALVES:
         yield f"{name}, float16", partial(wrongs, build(cases[name], dtype=torch.float16))
+    for name, case in CLOSED.items():
+        yield name, partial(wrongs, closed(build(case, dtype=torch.float32)))
+        yield f"{name}: what is listed", partial(wrong_lists, closed(build(case, dtype=torch.float32)))
     for seed in SEEDS:
         yield f"draw({seed})", partial(wrongs, build(draw(seed), seed, torch.float32))
+
+
+def closed(call: Call, size: int = 32, share: float = 0.5) -> Call:
+    """Close half of the tiles of the terms of a call."""
+    generator = torch.Generator().manual_seed(1)
+    leaves = call.leaves()
+    for name, value in (("bias", -torch.inf), ("gate", 0.0)):
+        if name in leaves:
+            term = leaves[name]
+            lead, (rows, columns) = term.shape[:-2], term.shape[-2:]
+            drawn = torch.rand(*lead, rows // size + 1, columns // size + 1, generator=generator) < share
+            whole = drawn.repeat_interleave(size, -1).repeat_interleave(size, -2)[..., :rows, :columns]
+            leaves[name] = term.detach().masked_fill(whole, value).requires_grad_()
+    return call.with_leaves(leaves)
 
 
 def wrongs(call: Call) -> list[str]:
@@ -47,6 +82,33 @@ def wrongs(call: Call) -> list[str]:
     needs = [True, True, True, call.bias is not None, call.gate is not None]
     args = (*grads, needs, *args[:3], out, lse, *args[3:])
     return found + interpreted.wrongs("attention_backward", args, ops.attention_backward(*args))
+
+
+def wrong_lists(call: Call) -> list[str]:
+    """Return every tile of which it is wrong that the walks go to it, or that they do not."""
+    args = call.arguments()
+    p = problem(*args[:3], Arguments.unflatten(args[3:]), "ieee")
+    terms = [(t, value) for t, value in ((call.bias, -torch.inf), (call.gate, 0.0)) if isinstance(t, torch.Tensor)]
+    rows, columns = (min(t.shape[side] for t, _ in terms) for side in (-2, -1))
+    pairs = torch.ones(1 if p.form.is_ragged else p.count, p.heads, rows, columns, dtype=torch.bool)
+    for term, value in terms:
+        pairs = pairs & (term[..., :rows, :columns] != value)
+    # Padded to whole tiles of 16 x 32.
+    padded = torch.nn.functional.pad(pairs, (0, -columns % 32, 0, -rows % 16))
+    is_open = padded.unflatten(-1, (-1, 32)).unflatten(-3, (-1, 16)).any(-1).any(-2)  # [N, H, row tiles, column tiles]
+    found = []
+    for of_keys in (False, True):
+        walk = triton_open_launch.walk(p, gpu.Config(16, 32, 0, 4, 1), of_keys)
+        expected = is_open.mT if of_keys else is_open
+        for sequence, head, tile in (expected.sum(-1) >= 0).nonzero().tolist():
+            line = expected[sequence, head, tile]
+            assert walk is not None
+            owner = sequence * walk.batch + head * walk.head
+            before = [0, *line.cumsum(0).tolist()]
+            places = walk.places[owner, tile, : before[-1]]
+            if walk.before[owner, tile].tolist() != before or places.tolist() != line.nonzero().flatten().tolist():
+                found.append(f"sequence {sequence}, head {head}, tile {tile}, of keys: {of_keys}")
+    return found
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from tests import interpreted
 from tests.aot import recording
 from tests.attention.cases import CASES, Case, build
 from wfkernels import attention, dispatch
-from wfkernels.attention import triton_launch, triton_schedule
+from wfkernels.attention import triton_launch, triton_open_launch, triton_schedule
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.triton_arguments import problem
 from wfkernels.dispatch import ImplementationError
+from wfkernels.gpu import Config
 
 pytest.importorskip("triton")
 
@@ -32,7 +33,7 @@ def test_auto_does_not_choose_the_interpreter(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     args = build(CASES["dense"], dtype=torch.float32).arguments()
     reason = dispatch.verdicts("attention", *args)["triton"]
-    assert reason is not None and "only where impl names it" in reason
+    assert reason is not None and "TRITON_INTERPRET=1 runs it in Python, slowly" in reason
     assert dispatch.verdicts("attention", *args[:-1], "triton")["triton"] is None
 
 
@@ -62,6 +63,49 @@ def test_every_tile_of_every_sequence_is_scheduled_once(seed: int) -> None:
     assert sorted(found) == [(s, t) for s, n in enumerate(lengths.tolist()) for t in range(-(-n // 4))]
     sizes = [int(lengths[s]) for s, _ in found]
     assert sizes == sorted(sizes, reverse=True)
+
+
+WALKED = Config(32, 32, 0, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "looks"),
+    [
+        (Case(lead=(2,), queries=(128,), gate=(128, 128)), True),
+        (Case(lead=(2,), queries=(96,), gate=(96, 96)), False),  # few tiles
+        (Case(lead=(2,), queries=(128,), gate=(1, 128)), False),  # no entry per pair
+        (Case(lead=(2,), queries=(128,), gate="table"), False),
+        (Case(lead=(4,), queries=(128,), bias=(128, 128)), True),
+        (Case(lead=(4,), queries=(128,), bias=(2, 128, 128)), False),  # read by four: looking would cost a quarter
+        (Case(lead=(2, 3), queries=(128,), gate=(2, 1, 2, 128, 128)), False),  # at no even distance
+        (Case(lead=None, queries=(128, 1), gate=(1, 128, 128)), True),
+        (Case(lead=None, queries=(64, 1), keys=(128, 1), start=(64, 0), gate=(1, 128, 128)), False),
+    ],
+)
+def test_where_the_walks_skip_closed_tiles(case: Case, looks: bool) -> None:
+    args = build(case, dtype=torch.float32).arguments()
+    with recording(90) as launches:
+        walk = triton_open_launch.walk(problem(*args[:3], Arguments.unflatten(args[3:]), "ieee"), WALKED)
+    assert [launch.name for launch in launches] == ["attention_open_tiles"] * looks
+    assert (walk is not None) == looks
+
+
+@pytest.mark.parametrize("sequences", [2, 30])
+def test_launches_of_a_long_dense_gate(sequences: int) -> None:
+    args = build(Case(lead=None, queries=(5,) * sequences, gate=(1, 600, 600)), dtype=torch.float32).arguments()
+    with torch.no_grad(), recording(90) as launches:
+        out, lse = triton_launch.forward(*args)
+        triton_launch.backward(out, None, [True] * 5, *args[:3], out, lse, *args[3:])
+    assert [launch.name for launch in launches] == [
+        "attention_open_tiles",
+        "attention_forward",
+        "attention_backward_delta",
+        "attention_open_tiles",
+        "attention_backward_queries",
+        "attention_open_tiles",
+        "attention_backward_keys",
+        "attention_backward_dense_term",
+    ]
 
 
 @pytest.mark.parametrize("sequences", [1, 30])

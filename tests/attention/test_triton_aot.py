@@ -16,12 +16,13 @@ pytest.importorskip("triton")
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 COVERING = {
     (90, 64, BRAIN, "bias"): ("forward", "backward_queries", "backward_keys", "backward_dense_term"),
-    (90, 128, BRAIN, "bias"): ("forward", "backward_queries", "backward_keys", "backward_dense_term"),
-    (90, 64, BRAIN, "tables"): ("forward", "backward_table"),
+    (90, 128, BRAIN, "bias"): ("forward", "backward_queries", "backward_keys"),
+    (90, 64, BRAIN, "tables"): ("backward_table",),
     (90, 128, HALF, "dropout"): ("backward_keys",),
     (80, 128, HALF, "bias"): ("forward", "backward_keys", "backward_dense_term"),
     (80, 64, BRAIN, "ragged"): ("backward_queries", "backward_table"),
-    (86, 128, BRAIN, "gate"): ("forward", "backward_queries", "backward_keys"),
+    (90, 64, BRAIN, "closed"): ("open_tiles", "forward", "backward_keys"),
+    (86, 128, BRAIN, "closed"): ("open_tiles", "forward", "backward_queries"),
     (86, 64, FULL, "bias"): ("forward", "backward_keys"),
     (120, 64, BRAIN, "ragged"): ("forward", "backward_delta"),
     (120, 128, HALF, "causal"): ("backward_keys",),

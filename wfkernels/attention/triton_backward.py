@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wfkernels.attention.triton_open import bounds_of_walk, token_of_walk
 from wfkernels.attention.triton_terms import (
     LOG2E,
     bounds_of_sequence,
@@ -81,7 +82,7 @@ def shares_and_changes(
     return powers, shares, dropped, grad_shares - delta
 
 
-@triton.jit(do_not_specialize=["count", "queries", "keys", "site", "threshold"])
+@triton.jit(do_not_specialize=["walk", "count", "queries", "keys", "site", "threshold"])
 def _attention_backward_queries_kernel(
     query,  # Tokens [N, H, Sq, D]
     key,  # Tokens [N, Hk, Sk, D]
@@ -94,6 +95,7 @@ def _attention_backward_queries_kernel(
     gate,
     sequences,
     tiles,
+    walk,  # over the open tiles of keys, or None
     count,
     queries,
     keys,
@@ -129,7 +131,10 @@ def _attention_backward_queries_kernel(
     end = keys
     if FORM.is_causal:
         end = tl.minimum(keys, start + (tile + 1) * BLOCK_M)
-    for first in range(0, end, BLOCK_N):
+    STEP: tl.constexpr = BLOCK_N if walk is None else 1
+    listed, begin, end = bounds_of_walk(walk, sequence, head, tile, 0, end, BLOCK_N)
+    for place in range(begin, end, STEP):
+        first = token_of_walk(walk, listed, place, BLOCK_N)
         columns = (first + tl.arange(0, BLOCK_N)).to(tl.int32)  # [N]
         column = columns[None, :]
         k = load_tokens(key, sequence, head // sharing, first_key, columns, keys, d, width)  # [N, D]
@@ -148,7 +153,7 @@ def _attention_backward_queries_kernel(
     store_tokens(grad_query, sums * scale, sequence, head, first_query, index, queries, d, width)
 
 
-@triton.jit(do_not_specialize=["count", "queries", "keys", "site", "threshold"])
+@triton.jit(do_not_specialize=["walk", "count", "queries", "keys", "site", "threshold"])
 def _attention_backward_keys_kernel(
     query,  # Tokens [N, H, Sq, D]
     key,  # Tokens [N, Hk, Sk, D]
@@ -162,6 +167,7 @@ def _attention_backward_keys_kernel(
     gate,
     sequences,
     tiles,
+    walk,  # over the open tiles of queries, or None
     count,
     queries,
     keys,
@@ -195,9 +201,12 @@ def _attention_backward_keys_kernel(
     value_sums = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     begin = queries * 0
     if FORM.is_causal:  # the first query that sees one of these keys, down to a multiple of the tile
-        begin = tl.maximum(tile * BLOCK_N - start, 0) // BLOCK_M * BLOCK_M
+        begin = tl.minimum(tl.maximum(tile * BLOCK_N - start, 0), queries) // BLOCK_M * BLOCK_M
+    STEP: tl.constexpr = BLOCK_M if walk is None else 1
     for head in range(key_head * sharing, (key_head + 1) * sharing):
-        for first in range(begin, queries, BLOCK_M):
+        listed, first_place, last_place = bounds_of_walk(walk, sequence, head, tile, begin, queries, BLOCK_M)
+        for place in range(first_place, last_place, STEP):
+            first = token_of_walk(walk, listed, place, BLOCK_M)
             queried = first + tl.arange(0, BLOCK_M)  # [M]
             index = queried.to(tl.int64)[None, :]
             row = start + index  # [1, M]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wfkernels.attention.triton_open import bounds_of_walk, token_of_walk
 from wfkernels.attention.triton_terms import (
     LOG2E,
     bounds_of_sequence,
@@ -20,7 +21,7 @@ from wfkernels.attention.triton_terms import (
 from wfkernels.triton_philox import kept_pairs
 
 
-@triton.jit(do_not_specialize=["count", "queries", "keys", "site", "threshold"])
+@triton.jit(do_not_specialize=["walk", "count", "queries", "keys", "site", "threshold"])
 def _attention_forward_kernel(
     query,  # Tokens [N, H, Sq, D]
     key,  # Tokens [N, Hk, Sk, D]
@@ -31,6 +32,7 @@ def _attention_forward_kernel(
     gate,
     sequences,
     tiles,
+    walk,  # over the open tiles of keys, or None
     count,
     queries,
     keys,
@@ -65,7 +67,10 @@ def _attention_forward_kernel(
     end = keys
     if FORM.is_causal:
         end = tl.minimum(keys, start + (tile + 1) * BLOCK_M)
-    for first in range(0, end, BLOCK_N):
+    STEP: tl.constexpr = BLOCK_N if walk is None else 1
+    listed, begin, end = bounds_of_walk(walk, sequence, head, tile, 0, end, BLOCK_N)
+    for place in range(begin, end, STEP):
+        first = token_of_walk(walk, listed, place, BLOCK_N)
         columns = (first + tl.arange(0, BLOCK_N)).to(tl.int32)  # [N]
         column = columns[None, :]
         k = load_tokens(key, sequence, head // sharing, first_key, columns, keys, d, width)  # [N, D]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wfkernels import gpu
+from wfkernels.attention import triton_open_launch as opened
 from wfkernels.attention import triton_schedule as work
 from wfkernels.attention import triton_sums_launch as sums
 from wfkernels.attention.arguments import Arguments
@@ -75,6 +76,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tens
             out=tokens(out, ragged),
             lse=statistic(lse, ragged),
             tiles=tiles,
+            walk=opened.walk(p, config),
             **p.scalars(),
             **work.blocks(config, p),
         )
@@ -166,20 +168,18 @@ def _of_tokens(
 
     def of_queries(config: Config) -> None:
         tiles, programs = work.schedule(p, arguments.offsets, p.queries, config.block_m, p.heads)
-        written = {"grad_query": tokens(grads[0], p.form.is_ragged)}
-        launch(kernels._attention_backward_queries_kernel, programs, config, tiles, written)
+        own = {"grad_query": tokens(grads[0], p.form.is_ragged), "walk": opened.walk(p, config)}
+        launch(kernels._attention_backward_queries_kernel, programs, config, tiles, own)
 
     def of_keys(config: Config) -> None:
         tiles, programs = work.schedule(p, p.sequences.key_offsets, p.keys, config.block_n, p.key_heads)
         grad_key, grad_value = (tokens(x, p.form.is_ragged) for x in grads[1:])
-        written = {"grad_key": grad_key, "grad_value": grad_value}
-        launch(kernels._attention_backward_keys_kernel, programs, config, tiles, written)
+        own = {"grad_key": grad_key, "grad_value": grad_value, "walk": opened.walk(p, config, of_keys=True)}
+        launch(kernels._attention_backward_keys_kernel, programs, config, tiles, own)
 
-    def launch(
-        kernel: Any, programs: int, config: Config, tiles: work.Tiles | None, written: dict[str, Tokens]
-    ) -> None:
+    def launch(kernel: Any, programs: int, config: Config, tiles: work.Tiles | None, own: dict[str, Any]) -> None:
         rest = p.scalars() | work.blocks(config, p)
-        gpu.launch(kernel, programs, config, p.device, **read, **written, tiles=tiles, **rest)
+        gpu.launch(kernel, programs, config, p.device, **read, **own, tiles=tiles, **rest)
 
     if wanted[0]:
         work.tuned("queries", p, of_queries, heavy=p.form.is_heavy)
