@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def tests(device: torch.device, quick: bool) -> list[Step]:
     if quick:
         dtype = "bfloat16" if device.type == "cuda" else "float32"
         return [*found, Step("one case of every op", [*pytest, *nodes(dtype)], environment=interpreter(device))]
-    several = ["-n", str(min(12, os.cpu_count() or 1))]  # compiling kernels is work for CPUs
+    # Compiling kernels is work for CPUs.
+    several = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") else []
     for room in ROOMS:
         for kind, words in KINDS.items():
             command = [*pytest, *several, f"tests/gpu/test_{room}.py", "-k", words]
@@ -209,7 +211,7 @@ def profile(name: str, device: torch.device, quick: bool) -> int:
     SCRATCH.mkdir(parents=True, exist_ok=True)
     command = ["ncu", "--set", "full", "--force-overwrite", "--export", str(SCRATCH / program), "--kernel-name"]
     command += ["regex:^_", "--launch-count", "60", *python(f"benchmarks.{program}"), "--preset", preset]
-    command += ["--device", str(device), "--case", case, "--rounds", "1", "--peer", "none"]
+    command += ["--device", str(device), "--case", case, "--once"]
     print(f"{case}: ncu writes {SCRATCH / program}.ncu-rep", flush=True)
     return subprocess.run(command, cwd=ROOT).returncode
 

@@ -114,7 +114,7 @@ def _rows(case: Case, problem: Problem, setting: Setting) -> list[Row]:
 def _judge(row: Row, problem: Problem, contender: Contender, setting: Setting) -> None:
     try:
         found = judged(problem, contender, row.mode)
-        if setting.gpu and row.ours:
+        if setting.gpu and row.ours and not contender.steps:  # the steps are those of others' models
             row.same_bits = repeats(problem, contender, row.mode)
     except Exception as error:  # whatever a contender raises is its own failure, not the benchmark's
         row.reason = _words(error)
@@ -228,6 +228,9 @@ def main(program: str, cases: Callable[[Setting], Sequence[Case]], argv: Sequenc
     wanted = [case for case in cases(setting) if options.case is None or options.case in case.name]
     if not wanted:
         parser.error(f"--case: expected a part of {', '.join(repr(case.name) for case in cases(setting))}")
+    if options.once:
+        _once(wanted)
+        return 0
     clock = clock_for(device)
     report: dict[str, Any] = {
         "program": program,
@@ -244,6 +247,17 @@ def main(program: str, cases: Callable[[Setting], Sequence[Case]], argv: Sequenc
         return 130
     measured = any(row.ours and row.median_ms is not None for row in rows)
     return 1 if not measured or any(row.failed for row in rows) else 0
+
+
+def _once(cases: Sequence[Case]) -> None:
+    """Run ours at full size, every mode once, and nothing else that a profiler would see."""
+    for case in cases:
+        problem = case.build()
+        for contender in problem.contenders.values():
+            for mode in case.modes if contender.ours else ():
+                wanted = call(problem, contender, mode)
+                with wanted.around():
+                    wanted.run(wanted.prepare())
 
 
 def _all(
@@ -315,6 +329,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, metavar="N", help="runs of each, instead of the preset's")
     parser.add_argument("--threads", type=_count, metavar="N", help="of torch on the CPU; as many as it takes")
     parser.add_argument("--keep-memory", action="store_true", help="freed memory stays: no page faults for anybody")
+    parser.add_argument("--once", action="store_true", help="run ours once, unjudged and untimed: for a profiler")
     parser.add_argument("--resume", action="store_true", help="keep what --json already holds of this commit")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write everything")
     return parser

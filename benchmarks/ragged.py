@@ -128,27 +128,32 @@ def _flex(setting: Setting, layout: TokenLayout, at: Indices, lookup: Tensor) ->
         def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return s + entry(table, i, j)
 
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-        found: Any = flex_attention(query, key, value, score_mod=score, block_mask=documents)
-        return found[0].transpose(0, 1)
+        return flex_attention(query, key, value, score_mod=score, block_mask=documents)
 
     def padded(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Any:
         def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return s + entry(table, place[b, i], place[b, j])
 
-        query, key, value = (x[place].transpose(1, 2) for x in (query, key, value))
-        found: Any = flex_attention(query, key, value, score_mod=score, block_mask=batch)
-        return found.transpose(1, 2).flatten(0, 1)[wanted]
+        return flex_attention(query, key, value, score_mod=score, block_mask=batch)
 
     total, longest, count = layout.total, layout.max_length, len(layout.lengths)
     # Compiled, or the mask of all pairs would be made first.
     mask = create_block_mask if not setting.cuda else peers.compiled(create_block_mask)
     documents = mask(lambda b, h, i, j: document[i] == document[j], None, None, total, total, device)
-    # A row behind the end sees the first key, or it would have none.
+    # A row behind the end sees keys as well, or it would have none.
     batch = mask(lambda b, h, i, j: inside[b, j], count, None, longest, longest, device)
-    runs = {"flex, document mask": packed, "flex, padded": padded}
-    eager = setting.preset == "gpu-quick" and not setting.cuda
-    return {name: Contender(run if eager else peers.compiled(run)) for name, run in runs.items()}
+    eager = setting.quick and not setting.cuda
+    behind, beside = (run if eager else peers.compiled(run) for run in (packed, padded))
+
+    def of_documents(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+        out: Tensor = behind(*(x.transpose(0, 1)[None] for x in (query, key, value)), table)
+        return out[0].transpose(0, 1)
+
+    def of_batch(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+        out: Tensor = beside(*(x[place].transpose(1, 2) for x in (query, key, value)), table)
+        return out.transpose(1, 2).flatten(0, 1)[wanted]
+
+    return {"flex, document mask": Contender(of_documents), "flex, padded": Contender(of_batch)}
 
 
 def _pair_indices(layout: TokenLayout, at: Indices, lookup: Tensor) -> dict[int, Tensor]:

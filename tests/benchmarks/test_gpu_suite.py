@@ -235,6 +235,22 @@ def test_profile_runs_one_case_under_ncu(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert gpu_suite.profile("D=128, S=4096", CUDA, quick=False) == 0
     (command,) = called
     assert command[0] == "ncu" and command[command.index("--case") + 1] == "bias [S, S], D=128, S=4096"
+    assert "--once" in command
+
+
+def test_once_runs_ours_alone() -> None:
+    ran: list[str] = []
+
+    def contender(name: str) -> Contender:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            ran.append(name)
+            return 2 * x
+
+        return Contender(run, ours=name == "auto")
+
+    problem = Problem((torch.ones(8),), (), lambda x: 2 * x, {name: contender(name) for name in ("auto", "eager")})
+    assert harness.main("test", lambda setting: [Case("double", lambda: problem, modes=(FORWARD,))], ["--once"]) == 0
+    assert ran == ["auto"]
 
 
 def test_sanitize_without_its_tool_says_what_to_install(
