@@ -143,7 +143,8 @@ def _flex(setting: Setting, layout: TokenLayout, at: Indices, lookup: Tensor) ->
     # A row behind the end sees keys as well, or it would have none.
     batch = mask(lambda b, h, i, j: inside[b, j], count, None, longest, longest, device)
     eager = setting.quick and not setting.cuda
-    behind, beside = (run if eager else peers.compiled(run) for run in (packed, padded))
+    both: list[Run] = [packed, padded]
+    behind, beside = (run if eager else peers.compiled(run) for run in both)
 
     def of_documents(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
         out: Tensor = behind(*(x.transpose(0, 1)[None] for x in (query, key, value)), table)
