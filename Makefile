@@ -60,7 +60,14 @@ other-torch: setup
 	PYTHONPATH=$(OTHER)/ours/lib $(OTHER)/bin/python -P -m wfkernels selftest --impl cpp
 	PYTHONPATH=$(OTHER)/theirs/lib $(BIN)/python -P -m wfkernels selftest --impl cpp
 
-setup: $(VENV)/.installed
+# The oldest Triton that we promise, beside the installed one; its interpreter needs a NumPy before 2.4.
+OLD_TRITON := build/triton-3.6
+
+setup: $(VENV)/.installed $(OLD_TRITON)/.installed
+
+$(OLD_TRITON)/.installed: | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLD_TRITON) triton==3.6.0 numpy==2.3.5
+	touch $@
 
 # torch first: the compiled parts are built against the torch that is installed.
 $(VENV)/.installed: $(SOURCES)

@@ -22,8 +22,8 @@ def entries(term, batch, head, row, column, inside):
 
 @triton.jit(do_not_specialize=["rows", "columns", "heads"])
 def _attention_open_tiles_kernel(
-    bias,  # DenseTerm or None
-    gate,  # DenseTerm or None
+    bias,  # Entries or None
+    gate,  # Entries or None
     places,  # [owners, tiles, others + 1] int32, to write: the open tiles of the other side, in their order
     before,  # [owners, tiles, others + 1] int32, to write: how many of the first k tiles are open
     rows,

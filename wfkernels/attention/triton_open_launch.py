@@ -18,6 +18,16 @@ SHARED = 8
 WARPS, STAGES = 8, 1
 
 
+class Entries(NamedTuple):
+    """A dense term that has an entry per pair. No field is None: Triton 3.6 cannot ask whether such a tuple is."""
+
+    data: Tensor
+    batch: int
+    head: int
+    row: int
+    column: int
+
+
 class Walk(NamedTuple):
     """The open tiles of every tile of an owner: of a head and batch entry, or of all that share its terms."""
 
@@ -70,7 +80,7 @@ def walk(p: Problem, config: Config, of_keys: bool = False) -> Walk | None:
     return Walk(places, before, heads if batches > 1 else 0, int(heads > 1), tiles, others + 1)
 
 
-def _looked_at(p: Problem) -> tuple[DenseTerm | None, DenseTerm | None]:
+def _looked_at(p: Problem) -> tuple[Entries | None, Entries | None]:
     """Return the bias and the gate whose entries say which tiles are closed, None where nobody looks."""
     bias, gate = (_with_pairs(p, term) for term in (p.bias, p.gate))
     if bias is not None:
@@ -79,9 +89,11 @@ def _looked_at(p: Problem) -> tuple[DenseTerm | None, DenseTerm | None]:
     return bias, gate
 
 
-def _with_pairs(p: Problem, term: DenseTerm | TableTerm | None) -> DenseTerm | None:
+def _with_pairs(p: Problem, term: DenseTerm | TableTerm | None) -> Entries | None:
     """Return a term that has an entry per pair, in the same place for every sequence or at an even distance."""
     if not isinstance(term, DenseTerm) or term.places is not None or 0 in (term.row, term.column):
         return None
     # Sequences of a ragged call that begin at rows of their own have tiles of their own.
-    return None if p.form.is_ragged and p.sequences.query_start is not None else term
+    if p.form.is_ragged and p.sequences.query_start is not None:
+        return None
+    return Entries(term.data, term.batch, term.head, term.row, term.column)

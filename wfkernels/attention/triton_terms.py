@@ -179,10 +179,13 @@ def scores_and_gates(
     allowed = row_valid & column_valid
     if FORM.is_causal:
         allowed = allowed & (column <= narrowed(row))
+    # Named, because Triton 3.6 takes no field that is a string for an argument.
+    BIAS: tl.constexpr = FORM.bias
+    GATE: tl.constexpr = FORM.gate
     if FORM.bias != "none":
         values = term_values(
             bias, sequence, head, heads, index, row, column, first_key, row_valid, column_valid,
-            FORM.bias, FORM.bias_diagonal_open, 0.0, FORM,
+            BIAS, FORM.bias_diagonal_open, 0.0, FORM,
         )  # fmt: skip
         allowed = allowed & (values != float("-inf"))
         scores += values * LOG2E
@@ -191,7 +194,7 @@ def scores_and_gates(
     if FORM.gate != "none":
         gates = term_values(
             gate, sequence, head, heads, index, row, column, first_key, row_valid, column_valid,
-            FORM.gate, FORM.gate_diagonal_open, 1.0, FORM,
+            GATE, FORM.gate_diagonal_open, 1.0, FORM,
         )  # fmt: skip
         gates = tl.where(allowed, gates, 0.0)
     return scores, gates

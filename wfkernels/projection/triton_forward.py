@@ -112,7 +112,7 @@ def _projection_forward_kernel(
         value = load_column(shift, entry, column_valid) + common
     else:
         value = teachers_of_tile(
-            rows, gates, common, layers, groups, layer, group, row, column, copies, FORM.output, BLOCK_M, BLOCK_N
+            rows, gates, common, layers, groups, layer, group, row, column, copies, FORM, BLOCK_M, BLOCK_N
         )
     if FORM.output == "gated":
         value += common

@@ -79,7 +79,7 @@ def _projection_backward_rows_kernel(
         whole += gradient
         if FORM.output == "prior":
             mean = teachers_of_tile(
-                rows, gates, common, layers, groups, layer, group, row, column, copies, FORM.output, BLOCK_M, BLOCK_N
+                rows, gates, common, layers, groups, layer, group, row, column, copies, FORM, BLOCK_M, BLOCK_N
             )
             slopes += gradient * (mean - origin) - gradient * factor * learned
         if FORM.output != "plain":

@@ -131,7 +131,7 @@ def load_gates(gates, layers, layer, copy, row, copies):
 @triton.jit
 def teachers_of_tile(
     rows, gates, common, layers, groups, layer, group, row, column, copies,
-    OUTPUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Return what a tile [M, N] takes from the teachers: the anchor, the mean, or the gated sum of task vectors."""
     n = tl.load(layers.rows + layer)
@@ -139,14 +139,14 @@ def teachers_of_tile(
     first = tl.load(groups.first + group)
     share = tl.load(groups.share + group)
     teachers = tl.load(groups.teachers + group)
-    if OUTPUT == "anchor":
+    if FORM.output == "anchor":
         teachers = teachers * 0 + 1
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for copy in range(first, first + teachers):
         x = load_rows(rows, place_of_rows(layers, layer, copy, row, copies), row < n, column, width)
-        if OUTPUT == "anchor":
+        if FORM.output == "anchor":
             sums = x
-        elif OUTPUT == "gated":
+        elif FORM.output == "gated":
             sums += load_gates(gates, layers, layer, copy, row, copies) * (x - common)
         else:
             sums += x * share
