@@ -150,13 +150,15 @@ def of_ours(report: Plain, impl: str) -> bool:
 
 def times(rows: Sequence[Plain]) -> str:
     """Return every row that was measured, and why the others were not."""
-    header = ("case", "mode", "impl", "ms", "wall ms", "first call ms", "MB", "of gemm", "executed TFLOP/s", "launches")
+    measures = ("ms", "wall ms", "first call ms", "MB", "of gemm", "executed TFLOP/s", "launches", "5 runs")
+    header = ("case", "mode", "impl", *measures)
+    same = {True: "same bits", False: "DIFFER", None: ""}
     lines = [
         (
             *(row["case"], row["mode"], row["impl"], number(row["median_ms"]), number(row["wall_ms"])),
             *(number(row["first_ms"], ".0f"), number(row["peak_mb"], ".0f"), number(row["fraction_of_gemm"], ".0%")),
             number(row["executed_gflops"] and row["executed_gflops"] / 1e3, ".1f"),
-            row["reason"] or ("" if row["launches"] is None else row["launches"]),
+            *(row["reason"] or ("" if row["launches"] is None else row["launches"]), same[row["same_bits"]]),
         )
         for row in rows
     ]
