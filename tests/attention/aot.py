@@ -23,7 +23,7 @@ FORMS = {
     "dropout": {"bias": (128, 128), "dropout_p": 0.1},
 }
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-WITHOUT_PRODUCTS = ("attention_backward_delta", "attention_open_tiles")
+WITHOUT_PRODUCTS = ("attention_backward_delta", "attention_open_tiles", "attention_tiles")
 WIDTHS = (64, 128, 256)
 
 

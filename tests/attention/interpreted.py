@@ -10,7 +10,7 @@ import torch
 from tests import interpreted
 from tests.attention.cases import CASES, Call, Case, build, draw
 from wfkernels import gpu
-from wfkernels.attention import ops, triton_open_launch, validate
+from wfkernels.attention import ops, triton_open_launch, triton_schedule, validate
 from wfkernels.attention.arguments import Arguments
 from wfkernels.attention.triton_arguments import problem
 
@@ -51,6 +51,8 @@ def calls() -> interpreted.Calls:
     for name, case in CLOSED.items():
         yield name, partial(wrongs, closed(build(case, dtype=torch.float32)))
         yield f"{name}: what is listed", partial(wrong_lists, closed(build(case, dtype=torch.float32)))
+    for count, dtype in ((1, torch.int64), (2, torch.int32), (7, torch.int64), (530, torch.int32)):
+        yield f"tiles of {count} sequences", partial(wrong_tiles, count, dtype)
     for seed in SEEDS:
         yield f"draw({seed})", partial(wrongs, build(draw(seed), seed, torch.float32))
 
@@ -109,6 +111,21 @@ def wrong_lists(call: Call) -> list[str]:
             if walk.before[owner, tile].tolist() != before or places.tolist() != line.nonzero().flatten().tolist():
                 found.append(f"sequence {sequence}, head {head}, tile {tile}, of keys: {of_keys}")
     return found
+
+
+def wrong_tiles(count: int, dtype: torch.dtype, size: int = 4) -> list[str]:
+    """Return how the schedule of a ragged call differs from that by sorting: many equal lengths, one very long."""
+    lengths = torch.randint(0, 9, (count,), generator=torch.Generator().manual_seed(count))
+    lengths[count // 2] = 2100
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    total = int(offsets[-1])
+    p = problem(*(torch.zeros(total, 3, 4) for _ in range(3)), Arguments(offsets=offsets), "ieee")
+    tiles, programs = triton_schedule.schedule(p, offsets.to(dtype), total, size, 3)
+    expected = triton_schedule.by_sorting(offsets, total // size + count, size)
+    assert tiles is not None and programs == 3 * tiles.sequence.numel()
+    used = expected.sequence >= 0  # what a slot without use names as its tile is never read
+    same = torch.equal(tiles.sequence, expected.sequence) and torch.equal(tiles.tile[used], expected.tile[used])
+    return [] if same else [f"{tiles} instead of {expected}"]
 
 
 if __name__ == "__main__":

@@ -55,10 +55,7 @@ def test_every_tile_of_every_sequence_is_scheduled_once(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 9, (1 + seed % 7,), generator=g)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to((torch.int32, torch.int64)[seed % 2])
-    total = int(lengths.sum())
-    p = problem(*(torch.zeros(max(1, total), 3, 4) for _ in range(3)), Arguments(offsets=offsets), "ieee")
-    tiles, programs = triton_schedule.schedule(p, offsets, total, 4, 3)
-    assert tiles is not None and programs == 3 * tiles.sequence.numel()
+    tiles = triton_schedule.by_sorting(offsets, int(lengths.sum()) // 4 + lengths.numel(), 4)
     found = [(s, t) for s, t in zip(tiles.sequence.tolist(), tiles.tile.tolist(), strict=True) if s >= 0]
     assert sorted(found) == [(s, t) for s, n in enumerate(lengths.tolist()) for t in range(-(-n // 4))]
     sizes = [int(lengths[s]) for s, _ in found]
@@ -97,11 +94,15 @@ def test_launches_of_a_long_dense_gate(sequences: int) -> None:
         out, lse = triton_launch.forward(*args)
         triton_launch.backward(out, None, [True] * 5, *args[:3], out, lse, *args[3:])
     assert [launch.name for launch in launches] == [
+        "attention_tiles",
         "attention_open_tiles",
         "attention_forward",
+        "attention_tiles",
         "attention_backward_delta",
+        "attention_tiles",
         "attention_open_tiles",
         "attention_backward_queries",
+        "attention_tiles",
         "attention_open_tiles",
         "attention_backward_keys",
         "attention_backward_dense_term",
@@ -116,10 +117,15 @@ def test_launches_do_not_grow_with_the_number_of_sequences(sequences: int) -> No
         out, lse = triton_launch.forward(*args)
         triton_launch.backward(out, None, [True] * 5, *args[:3], out, lse, *args[3:])
     assert [launch.name for launch in launches] == [
+        "attention_tiles",
         "attention_forward",
+        "attention_tiles",
         "attention_backward_delta",
+        "attention_tiles",
         "attention_backward_queries",
+        "attention_tiles",
         "attention_backward_keys",
         "attention_backward_dense_term",
+        "attention_tiles",
         "attention_backward_table",
     ]

@@ -23,8 +23,8 @@ COVERING = {
     (80, 64, BRAIN, "ragged"): ("backward_queries", "backward_table"),
     (90, 64, BRAIN, "closed"): ("open_tiles", "forward", "backward_keys"),
     (86, 128, BRAIN, "closed"): ("open_tiles", "forward", "backward_queries"),
-    (86, 64, FULL, "bias"): ("forward", "backward_keys"),
-    (120, 64, BRAIN, "ragged"): ("forward", "backward_delta"),
+    (86, 64, FULL, "bias"): ("backward_keys",),
+    (120, 64, BRAIN, "ragged"): ("tiles", "forward", "backward_delta"),
     (120, 128, HALF, "causal"): ("backward_keys",),
 }
 

@@ -13,6 +13,9 @@ from wfkernels.attention.triton_arguments import Problem
 from wfkernels.gpu import Config
 
 T = TypeVar("T")
+# A program of the schedule: sequences that it reads at a time, no columns, 4 warps, 1 stage.
+SCHEDULE = Config(512, 0, 0, 4, 1)
+MOST_SEQUENCES = 4096
 
 
 class Tiles(NamedTuple):
@@ -29,15 +32,44 @@ def schedule(p: Problem, offsets: Tensor | None, tokens: int, size: int, batch_h
     """
     if offsets is None:
         return None, p.count * batch_heads * -(-tokens // size)
+    slots = tokens // size + p.count
+    found = _found(offsets, slots, size) if p.count <= MOST_SEQUENCES else by_sorting(offsets, slots, size)
+    return found, slots * batch_heads
+
+
+def _found(offsets: Tensor, slots: int, size: int) -> Tiles:
+    from wfkernels.attention.triton_tiles import _attention_tiles_kernel
+
+    sequence, tile = (torch.empty(slots, dtype=torch.int64, device=offsets.device) for _ in range(2))
+    count = offsets.numel() - 1
+    gpu.launch(
+        _attention_tiles_kernel,
+        count + 1,
+        SCHEDULE,
+        offsets.device,
+        offsets=offsets.contiguous(),
+        sequences=sequence,
+        tiles=tile,
+        count=count,
+        slots=slots,
+        SIZE=size,
+        BLOCK=SCHEDULE.block_m,
+    )
+    return Tiles(sequence, tile)
+
+
+def by_sorting(offsets: Tensor, slots: int, size: int) -> Tiles:
+    """Return the same as one launch finds, in a dozen, for so many sequences that their square counts."""
     lengths = offsets.long().diff()
+    count = lengths.numel()
     lengths, order = lengths.sort(descending=True, stable=True)
     tiles = (lengths + (size - 1)) // size
     ends = tiles.cumsum(0)
-    slots = torch.arange(tokens // size + p.count, device=offsets.device)
-    place = torch.searchsorted(ends, slots, right=True)
-    found = place.clamp(max=p.count - 1)
-    sequence = torch.where(place < p.count, order[found], -1)
-    return Tiles(sequence, slots - (ends - tiles)[found]), slots.numel() * batch_heads
+    slot = torch.arange(slots, device=offsets.device)
+    place = torch.searchsorted(ends, slot, right=True)
+    found = place.clamp(max=count - 1)
+    sequence = torch.where(place < count, order[found], -1)
+    return Tiles(sequence, slot - (ends - tiles)[found])
 
 
 def blocks(config: Config, p: Problem) -> dict[str, int]:
