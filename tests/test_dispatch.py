@@ -26,7 +26,7 @@ CALLS: dict[str, tuple[Callable[[], Arguments], list[str]]] = {
     "attention": (attention.ragged, ["attention"]),
     "embedding": (rooms.embedding, ["embedding"]),
     "pack": (rows.pack, ["rows_pack"]),
-    "predict": (predict.good("bucketed"), ["embedding", "residual_norm", "attention", "projection"]),
+    "predict": (predict.good("bucketed"), ["embedding", "residual_norm", "linear", "attention", "projection"]),
     "projection": (rooms.projection, ["projection"]),
     "residual_norm": (rooms.residual_norm, ["residual_norm"]),
     "scaled_dot_product_attention": (
