@@ -18,6 +18,7 @@ from wfkernels.attention import ops, validate
 from wfkernels.attention.arguments import Arguments
 from wfkernels.example import training_step
 from wfkernels.judge import Disagreement
+from wfkernels.linear.ops import linear
 
 ADVICE = "WFKERNELS_IMPL=reference goes on without it; please report it"
 
@@ -62,6 +63,10 @@ def of(name: str, good: Callable[[], dict[str, Any]]) -> Callable[[], list[Tenso
     return lambda: step(getattr(wfkernels, name), random(good()))
 
 
+def multiply() -> list[Tensor]:
+    return [linear(torch.randn(5, 3), torch.randn(4, 3), torch.randn(4), "relu", "auto")]
+
+
 STEPS: dict[str, Callable[[], list[Tensor]]] = {
     "attention": attend,
     "embedding": of("embedding", rooms.embedding),
@@ -69,6 +74,8 @@ STEPS: dict[str, Callable[[], list[Tensor]]] = {
     "residual_norm": of("residual_norm", rooms.residual_norm),
     "rows_pack": of("pack", rows.pack),
 }
+# Whose gradients are the library's own.
+FORWARD = {"linear": multiply}
 RESULTS = {
     "attention": ("out", "lse"),
     "attention_backward": ("dquery", "dkey", "dvalue", "dbias", "dgate"),
@@ -77,6 +84,7 @@ RESULTS = {
         *("drows", "dbase", "dshift", "dscale", "dbiases", "dposition", "dteacher", "dlayer", "dcross", "dgamma"),
         *("dbeta", "dweights[0]", "dweights[1]", "dweights[2]"),
     ),
+    "linear": ("y",),
     "projection": ("students",),
     "projection_backward": (
         *("dtokens", "dstrength", None, None, "dgate_weight", "dgate_bias", None, "dscale", "drows", "dbase"),
@@ -91,7 +99,7 @@ WRONG = [(op, i, name) for op, names in RESULTS.items() for i, name in enumerate
 
 
 def test_every_op_is_among_them() -> None:
-    assert set(RESULTS) == set(dispatch.ops()) == {*STEPS, *(f"{op}_backward" for op in STEPS)}
+    assert set(RESULTS) == set(dispatch.ops()) == {*STEPS, *FORWARD, *(f"{op}_backward" for op in STEPS)}
 
 
 @pytest.mark.parametrize(("op", "result", "name"), WRONG, ids=[f"{op} {name}" for op, _, name in WRONG])
@@ -100,7 +108,7 @@ def test_one_wrong_entry_of_one_result_is_found_and_named(
 ) -> None:
     fakes.register(monkeypatch, op, fakes.off(result))
     with pytest.raises(Disagreement) as caught:
-        STEPS[op.removesuffix("_backward")]()
+        (STEPS | FORWARD)[op.removesuffix("_backward")]()
     message = str(caught.value)
     assert message.startswith(f"{op}: impl='cpp' disagrees with the reference in {name}")
     assert " at [0" in message and message.endswith(ADVICE) and "\n" not in message
