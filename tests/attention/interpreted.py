@@ -39,7 +39,7 @@ CLOSED = {
         lead=None, queries=(130, 66, 1, 0), keys=(40, 140, 3, 2), bias=(1, 150, 145), gate="full"
     ),
 }
-HALVES = ("dense bias", "dense gate", "ragged tables", "dense dropout", "ragged pruned", "several tiles, causal")
+HALVES = (*CASES, "several tiles, causal")
 
 
 def calls() -> interpreted.Calls:

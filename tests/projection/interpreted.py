@@ -29,7 +29,7 @@ LARGE = {
     "no rows at all": Case("prior", layers=((0, (4,)),)),
     "tokens of no width": Case("gated", "mean", d=0, base=True),
 }
-HALVES = ("plain, anchor", "prior, mean, base", "gated", "shared projections", "gated, wide", "prior, wide")
+HALVES = (*CASES, "gated, wide", "prior, wide")
 # Numbers of other dtypes than the tokens' beside them.
 MIXED: dict[str, Mapping[str, torch.dtype]] = {
     "students in float32": {"rest": FULL, "tokens": HALF},
