@@ -3,8 +3,8 @@
 // Sequences that share a bias or gate whose gradient is wanted form a group. A group's rows are cut into chunks that
 // depend on the shapes alone; an item is one chunk with all the sequences of the group and one key head. Where heads share
 // the gradient, an item does one head after another, as many at a time as memory allows. So the gradient of every entry
-// of a dense term is added up by one item at a time, in a fixed order. Gradients of tables are added up in bins, runs of items in a fixed order; those of keys and
-// values per chunk. No result depends on the number of threads.
+// of a dense term is added up by one item at a time, in a fixed order. Gradients of tables are added up in bins, runs of
+// items in a fixed order; those of keys and values per chunk. No result depends on the number of threads.
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>

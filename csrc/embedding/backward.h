@@ -24,8 +24,8 @@ template <typename T>
 WFKERNELS_INLINE void differentiate_token(
     const EmbeddingProblem& p, const T* row, int64_t token, T* slot, T* scratch, T* to) {
   normalise_row_backward(
-      padded_row(p.grad, token * p.width, p.width, scratch), row, p.width, statistics_of(row, p.width, p.eps), own<T>(p.gamma, 0), slot + 2 * p.padded_width,
-      slot + 3 * p.padded_width, to);
+      padded_row(p.grad, token * p.width, p.width, scratch), row, p.width, statistics_of(row, p.width, p.eps),
+      own<T>(p.gamma, 0), slot + 2 * p.padded_width, slot + 3 * p.padded_width, to);
   add_row(to, p.padded_width, slot);
 }
 

@@ -22,23 +22,9 @@ torch.library.define("wfkernels_cpp::embedding", f"({_ARGUMENTS}, ScalarType dty
 torch.library.define("wfkernels_cpp::embedding_backward", f"(Tensor grad, {_ARGUMENTS}, bool inputs) -> Tensor[]")
 
 
-def why_not(
-    rows: Tensor,
-    weights: Sequence[Tensor],
-    biases: Tensor,
-    base: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    position: Tensor,
-    teacher: Tensor | None,
-    layer: Tensor | None,
-    cross: Tensor | None,
-    gamma: Tensor,
-    beta: Tensor,
-    *rest: Any,
-) -> str | None:
+def why_not(rows: Tensor, weights: Sequence[Tensor], *rest: Any) -> str | None:
     """Return why the call cannot run compiled, None where it can."""
-    return cpu.why_not(rows, *weights, biases, base, shift, scale, position, teacher, layer, cross, gamma, beta)
+    return cpu.why_not(rows, *weights, *rest[:10])
 
 
 def why_not_backward(grad: Tensor, *inputs: Any) -> str | None:

@@ -75,23 +75,9 @@ class Problem:
         return given, min(slots, RESIDENT * _multiprocessors(self.device))
 
 
-def why_not(
-    rows: Tensor,
-    weights: Sequence[Tensor],
-    biases: Tensor,
-    base: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    position: Tensor,
-    teacher: Tensor | None,
-    layer: Tensor | None,
-    cross: Tensor | None,
-    gamma: Tensor,
-    beta: Tensor,
-    *rest: Any,
-) -> str | None:
+def why_not(rows: Tensor, weights: Sequence[Tensor], *rest: Any) -> str | None:
     """Return why the call cannot run in Triton, None where it can."""
-    return gpu.why_not(rows, *weights, biases, base, shift, scale, position, teacher, layer, cross, gamma, beta)
+    return gpu.why_not(rows, *weights, *rest[:10])
 
 
 def why_not_backward(grad: Tensor, *inputs: Any) -> str | None:

@@ -10,7 +10,8 @@ from wfkernels.linear import cpp, ops, reference
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str, activation: str = "none") -> Tensor:
     """Return act(x) W^T + b: x [rows, inputs], weight [outputs, inputs], bias [outputs]."""
-    # Elsewhere no op stands in between: it would only take time. Tensors without memory are for plans.
+    # Elsewhere no op stands in between: it would only take time. Tensors without memory are for plans, and Triton's
+    # interpreter stands for a GPU.
     if x.device.type in ("cpu", "meta") and x.dtype in cpp.DTYPES and not gpu.interpreted():
         found: Tensor = ops.linear(x, weight, bias, activation, impl)
         return found
