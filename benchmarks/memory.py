@@ -2,14 +2,17 @@
 
 On a CPU that is how far the resident memory of the process rises above where it stood. So it counts what torch
 allocates and what compiled kernels and other libraries allocate on their own, page by page, wherever a page was
-written; torch's profiler would see the first kind only. Memory that was freed before is given back first. What
-libraries keep from one call to the next (packing buffers of the matrix product) is there before and does not count.
+written; torch's profiler would see the first kind only. Memory that was freed before is given back first, and the end
+of the heap, which cannot be given back where something else has grown behind it, is taken out of use. What libraries
+keep from one call to the next (packing buffers of the matrix product) is there before and does not count.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -43,17 +46,42 @@ def _cuda(call: Call, state: object, device: torch.device) -> float:
 
 def _resident(call: Call, state: object) -> float | None:
     gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # proc(5): resets the peak to what is resident now
-    except (AttributeError, OSError):
-        return None
-    before = _status("VmRSS")
-    result = call.run(state)
-    peak = _status("VmHWM")
-    del result
+    with _no_freed_pages():
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # proc(5): resets the peak to what is resident now
+        except OSError:
+            return None
+        before = _status("VmRSS")
+        result = call.run(state)
+        peak = _status("VmHWM")
+        del result
     return max(0.0, peak - before) / MB
+
+
+class _Heap(ctypes.Structure):
+    """What mallinfo2(3) returns; keepcost are the free bytes at the end of the heap."""
+
+    _fields_ = [("others", ctypes.c_size_t * 9), ("keepcost", ctypes.c_size_t)]
+
+
+@contextmanager
+def _no_freed_pages() -> Iterator[None]:
+    """Let no call write to resident pages that were freed before it: they would not count. For glibc 2.33 or newer."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        yield
+        return
+    libc.mallinfo2.restype, libc.malloc.restype, libc.malloc.argtypes = _Heap, ctypes.c_void_p, [ctypes.c_size_t]
+    libc.malloc_trim(0)
+    spare, held = 64 << 10, []  # the spare stays for Python's own small objects
+    while (end := libc.mallinfo2().keepcost) > 2 * spare:
+        held.append(ctypes.c_void_p(libc.malloc(end - spare)))
+    try:
+        yield
+    finally:
+        for block in held:
+            libc.free(block)
 
 
 def _status(name: str) -> float:

@@ -184,6 +184,24 @@ def test_memory_counts_what_torch_does_not_see() -> None:
         assert found is not None and 47.0 < found < 56.0
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not say how much is resident")
+def test_memory_counts_what_lies_in_the_end_of_a_heap_that_cannot_shrink() -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("this C library does not say what its heap keeps")
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_void_p], [ctypes.c_ssize_t]
+    torch.ones(31 << 18)  # once such a block was freed, smaller ones come from the heap
+    block = libc.malloc(24 << 20)
+    ctypes.memset(block, 1, 24 << 20)
+    libc.sbrk(4096)  # somebody else grows the heap: its end can no longer be given back
+    libc.free(block)
+    found = peak_mb(Call(lambda _: torch.ones(16 << 18), lambda: None), CPU)
+    assert found is not None and 15.0 < found < 20.0
+
+
 @pytest.mark.parametrize("name, layers", [("vgg11_bn", shapes.vgg11_bn()), ("resnet50", shapes.resnet50())])
 def test_shapes_are_those_of_torchvision(name: str, layers: Any) -> None:
     found = module_rows.layout(students.create(f"torchvision:{name}"))
