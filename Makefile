@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/mypy
 
 aot: setup
-	$(BIN)/python -m tests.aot
+	$(BIN)/python -m tests.aot --jobs $(JOBS)
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu_suite

@@ -10,10 +10,12 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -135,21 +137,33 @@ def faults(capability: int, launch: Launch, found: Resources, spills: bool = Fal
     return wrong
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sm", type=int, nargs="*", default=CAPABILITIES, help="compute capabilities such as 90")
-    parser.add_argument("--room", choices=ROOMS, nargs="*", default=ROOMS)
-    options = parser.parse_args()
-    bad = 0
-    print(HEADER)
-    for room in options.room:
-        for capability in options.sm:
+def part(job: int, jobs: int, rooms: Sequence[str], capabilities: Sequence[int]) -> int:
+    """Compile every `jobs`-th launch of the matrix, from `job` on, and print a row for each; return how many faults."""
+    bad, turn = 0, 0
+    for room in rooms:
+        for capability in capabilities:
             # matrix(capability) yields the name of a call, a launch, and what `faults` should know of it.
             for call, launch, known in import_module(f"tests.{room}.aot").matrix(capability):
+                turn += 1
+                if turn % jobs != job:
+                    continue
                 found = compiled(launch, capability)
                 wrong = faults(capability, launch, found, **known)
                 bad += len(wrong)
                 print(row(capability, call, launch, found), *wrong, flush=True)
+    return bad
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sm", type=int, nargs="*", default=CAPABILITIES, help="compute capabilities such as 90")
+    parser.add_argument("--room", choices=ROOMS, nargs="*", default=ROOMS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work (default: 1)")
+    options = parser.parse_args()
+    print(HEADER, flush=True)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        parts = [pool.submit(part, job, options.jobs, options.room, options.sm) for job in range(options.jobs)]
+        bad = sum(done.result() for done in parts)
     print(f"{bad} faults")
     return bad
 
