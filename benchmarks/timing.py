@@ -25,7 +25,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    **{"quick": Budget(3, 7, 0.3), "bar": Budget(3, 15, 10.0), "full": Budget(3, 15, 4.0)},
+    **{"quick": Budget(3, 7, 0.3), "bar": Budget(3, 60, 10.0), "full": Budget(3, 15, 4.0)},
     **{"gpu": Budget(5, 25, 0.3), "gpu-quick": Budget(3, 5, 0.1)},
 }
 WALLS = 5

@@ -32,19 +32,17 @@ constexpr double kInverseFactorials[] = {
 template <typename T>
 WFKERNELS_INLINE Vector<T> exponential(Vector<T> x) {
   using E = Exponential<T>;
-  const Vector<T> shift = broadcast<T>(E::kShift);
-  // Clamped first, so that n is a small integer; NaN passes both comparisons unchanged.
-  Vector<T> y = x < E::kSmallest ? broadcast<T>(E::kSmallest) : x;
-  y = y > E::kLargest ? broadcast<T>(E::kLargest) : y;
-  const Vector<T> shifted = y * T(1.44269504088896340736) + shift;
-  const Vector<T> n = shifted - shift;
-  const Vector<T> r = (y - n * E::kHigh) - n * E::kLow;
+  const Vector<T> shifted = x * T(1.44269504088896340736) + E::kShift;
+  const Vector<T> n = shifted - E::kShift;
+  const Vector<T> r = (x - n * E::kHigh) - n * E::kLow;
   Vector<T> p = broadcast<T>(T(kInverseFactorials[E::kDegree]));
   WFKERNELS_UNROLL
   for (int k = E::kDegree - 1; k >= 0; --k) p = p * r + T(kInverseFactorials[k]);
-  // The integer stands in the low bits of the shifted number, and is added to p's exponent: 2^n alone may be Inf.
-  const Bits<T> exponent = reinterpret_cast<Bits<T>>(shifted) - reinterpret_cast<Bits<T>>(shift);
-  const Vector<T> scaled = reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(p) + (exponent << E::kMantissa));
+  // n stands in the low bits of the shifted number, those of kShift are 0: moved up it is added to p's exponent. 2^n alone
+  // may be Inf.
+  const Bits<T> exponent = reinterpret_cast<Bits<T>>(shifted) << E::kMantissa;
+  const Vector<T> scaled = reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(p) + exponent);
+  // Outside of the range all of the above means nothing.
   const Vector<T> finite = x < E::kSmallest ? Vector<T>{} : scaled;
   return x <= E::kLargest ? finite : x + T(INFINITY);  // NaN stays NaN
 }
