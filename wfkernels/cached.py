@@ -1,11 +1,15 @@
-"""A cached property that torch.compile can trace."""
+"""What is computed once: a property that torch.compile can trace, and tables on a device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from functools import lru_cache, update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class cached_property(Generic[T]):
@@ -21,3 +25,31 @@ class cached_property(Generic[T]):
         value = self.compute(instance)
         instance.__dict__[self.name] = value
         return value
+
+
+class Kept(Generic[P, T]):
+    """A function that returns tensors on a device, with its last results: functools.lru_cache, and one thing more.
+
+    A CUDA graph reads their memory again whenever it is replayed. So what is asked for while one is captured stays.
+    """
+
+    def __init__(self, build: Callable[P, T], most: int) -> None:
+        self._last = lru_cache(most)(build)
+        self._captured: dict[int, T] = {}
+        update_wrapper(self, build)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = self._last(*args, **kwargs)  # type: ignore[arg-type]  # they are hashable
+        # A torch for GPUs raises on a machine without a driver where it is asked about streams first.
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            self._captured[id(found)] = found
+        return found
+
+    def forget(self) -> None:
+        """Drop all results but those that a captured graph reads."""
+        self._last.cache_clear()
+
+
+def kept(most: int) -> Callable[[Callable[P, T]], Kept[P, T]]:
+    """Keep the last `most` results of a function that returns tensors on a device; see `Kept`."""
+    return lambda build: Kept(build, most)

@@ -123,9 +123,9 @@ def test_columns_and_padding_are_where_the_reference_writes(seed: int) -> None:
 def test_every_unit_is_multiplied_once_for_its_weight(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "RUN", 5)
     s = sizes(seed)
-    tables.products.cache_clear()
+    tables.products.forget()
     found, programs, partials, segments = tables.products(s, 16, 8, CPU)
-    tables.products.cache_clear()
+    tables.products.forget()
     assert programs == found.first.numel()
     units = tables.units(s, CPU)
     numbers, first = [], 0

@@ -9,12 +9,12 @@ counted through layer by layer, and cross tokens are the units of one more layer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wfkernels.cached import kept
 from wfkernels.embedding.reference import Shape
 from wfkernels.layout import aligned, starts
 
@@ -115,7 +115,7 @@ class Inputs(NamedTuple):
     places: Tensor  # [2 * column_numel] int64: where an entry of the gradients of shift and scale stands in the sums
 
 
-@lru_cache(KEPT)
+@kept(KEPT)
 def of_tokens(n: Lengths, block_m: int, device: torch.device) -> Tokens:
     tokens = _tokens(n)[[0, 1, 2, 4]].int()
     return Tokens(*(t.to(device) for t in (_layers(n), tokens, _tiles(n, block_m))))
@@ -216,7 +216,7 @@ def _sums(rows: Tensor, targets: Tensor, count: int, device: torch.device) -> Su
     return Sums(*(t.to(device) for t in (members.int(), bounds, torch.arange(count, dtype=torch.int32))))
 
 
-@lru_cache(KEPT)
+@kept(KEPT)
 def of_codes(n: Lengths, block_m: int, device: torch.device) -> tuple[Sums, Sums]:
     """Return the two stages of the gradients of everything that is not a weight.
 
@@ -246,7 +246,7 @@ def of_codes(n: Lengths, block_m: int, device: torch.device) -> tuple[Sums, Sums
     return Sums(*(t.to(device) for t in first)), second
 
 
-@lru_cache(KEPT)
+@kept(KEPT)
 def of_weights(n: Lengths, block_m: int, block_n: int, block_k: int, d: int, device: torch.device) -> Weights:
     """Cut the gradient of every weight into tiles, and the units it is a sum over into parts of about equal length."""
     units = [0] * len(n.group_widths)
@@ -298,7 +298,7 @@ def _runs(n: Lengths, group: int, begin: int, end: int) -> list[tuple[int, int, 
     return found
 
 
-@lru_cache(KEPT)
+@kept(KEPT)
 def of_inputs(n: Lengths, block_m: int, block_n: int, device: torch.device) -> Inputs:
     """Cut the rows of every layer into tiles, and list the tiles that share columns."""
     blocks, targets, places = [], [], []

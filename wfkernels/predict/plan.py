@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wfkernels.cached import kept
 from wfkernels.layout import TokenLayout
 from wfkernels.predict.ops import build, predict_indices
 from wfkernels.predict.parameters import Settings
@@ -78,7 +78,7 @@ def indices(plan: Plan, rows: Tensor) -> Indices:
     return _kept(*arguments, rows.device)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _kept(
     rows: tuple[int, ...], teachers: tuple[int, ...], cross: int, anchor: bool, keep_cross: bool, device: torch.device
 ) -> Indices:
@@ -89,4 +89,4 @@ def _kept(
 
 def forget_indices() -> None:
     """Drop the index tensors that eager calls keep."""
-    _kept.cache_clear()
+    _kept.forget()

@@ -6,12 +6,12 @@ They follow from the call's sizes alone, are built on the CPU and kept, so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wfkernels.cached import kept
 from wfkernels.layout import aligned, starts
 from wfkernels.projection.reference import Shape
 
@@ -186,7 +186,7 @@ def _upload(device: torch.device, fields: Sequence[Tensor], dtype: torch.dtype =
         return [row[:length] for row in table.clone().to(device).unbind()]
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def layers(sizes: Sizes, device: torch.device) -> Layers:
     columns = starts([aligned(r) for r in sizes.breadths])
     fields = (
@@ -201,14 +201,14 @@ def layers(sizes: Sizes, device: torch.device) -> Layers:
     return Layers(*_upload(device, [_integers(field) for field in fields]))
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def groups(sizes: Sizes, device: torch.device) -> Groups:
     first, teachers = _upload(device, [_integers(starts(sizes.teachers)[:-1]), _integers(sizes.teachers)])
     shares = torch.tensor([1 / t for t in sizes.teachers], dtype=torch.float32, device="cpu")
     return Groups(first, teachers, *_upload(device, [shares], torch.float32))
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def columns(sizes: Sizes, device: torch.device) -> Columns:
     places, steps = [_count(0)], [_count(0)]
     firsts = iter(starts(sizes.students))
@@ -222,7 +222,7 @@ def columns(sizes: Sizes, device: torch.device) -> Columns:
     return Columns(*_upload(device, [torch.cat(places), torch.cat(steps)]))
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def padding(sizes: Sizes, device: torch.device) -> Tensor:
     """Return the elements of a student's buffer behind the parameters."""
     used = [n * w for n, widths in zip(sizes.rows, sizes.parameters, strict=True) for w in widths]
@@ -231,7 +231,7 @@ def padding(sizes: Sizes, device: torch.device) -> Tensor:
     return _upload(device, [_integers(places)])[0]
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def tiles(sizes: Sizes, kind: str, block_m: int, block_n: int, device: torch.device) -> tuple[Tiles, Slots, int]:
     """Return the tiles of one kind of work, with how many there are."""
     one = [1] * len(sizes.rows)
@@ -264,7 +264,7 @@ def tiles(sizes: Sizes, kind: str, block_m: int, block_n: int, device: torch.dev
     return found, Slots(*_upload(device, [first, parts, breadths])), total
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def units(sizes: Sizes, device: torch.device) -> Units:
     first_row, base = starts(sizes.rows), starts([n * s for n, s in zip(sizes.rows, sizes.strides, strict=True)])
     read, place = [_count(0)], [_count(0)]
@@ -275,7 +275,7 @@ def units(sizes: Sizes, device: torch.device) -> Units:
     return Units(*_upload(device, [torch.cat(read), torch.cat(place)]))
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def products(
     sizes: Sizes, block_m: int, block_n: int, device: torch.device
 ) -> tuple[Products, int, int, tuple[Segment, ...]]:
@@ -305,7 +305,7 @@ def products(
     return Products(*_upload(device, fields)), which.numel(), partials, tuple(segments)
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def folds(sizes: Sizes, block_n: int, device: torch.device) -> tuple[Folds, int]:
     """Return the programs that add up sums by columns, and how many."""
     found, end = [], 0
@@ -317,7 +317,7 @@ def folds(sizes: Sizes, block_n: int, device: torch.device) -> tuple[Folds, int]
     return Folds(*fields, *_upload(device, [_integers(sizes.order)])), len(found)
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def segments(given: tuple[Segment, ...], block: int, device: torch.device) -> tuple[Segments, int]:
     """Return the programs that add up segments of (first, parts, size, place), and how many."""
     first, parts, size, place = _integers(given).view(-1, 4).unbind(1)
@@ -328,7 +328,7 @@ def segments(given: tuple[Segment, ...], block: int, device: torch.device) -> tu
     return Segments(*_upload(device, fields)), which.numel()
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def by_layer(sizes: Sizes, kind: str, block_m: int, block_n: int) -> tuple[Segment, ...]:
     """Return the segments that add up one number per tile by layers."""
     _, slots, _ = tiles(sizes, kind, block_m, block_n, torch.device("cpu"))
@@ -336,7 +336,7 @@ def by_layer(sizes: Sizes, kind: str, block_m: int, block_n: int) -> tuple[Segme
     return tuple((first, n, 1, i) for i, (first, n) in enumerate(zip(slots.first.tolist(), counts, strict=True)))
 
 
-@lru_cache(maxsize=KEPT)
+@kept(KEPT)
 def by_projection(sizes: Sizes, kind: str, block_m: int, block_n: int, size: int) -> tuple[Segment, ...]:
     """Return the segments that add up `size` numbers per tile by projection groups."""
     _, slots, _ = tiles(sizes, kind, block_m, block_n, torch.device("cpu"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wfkernels import gpu
+from wfkernels.cached import kept
 from wfkernels.gpu import Config
 from wfkernels.layout import ALIGNMENT, aligned, starts
 from wfkernels.rows import reference
@@ -163,7 +164,7 @@ def _anchor(device: torch.device) -> Tensor:
     return torch.empty(16, dtype=torch.uint8, device=device)
 
 
-@lru_cache(KEPT)
+@kept(KEPT)
 def _tables(
     rows: tuple[int, ...],
     parameters: tuple[int, ...],
