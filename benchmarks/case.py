@@ -74,6 +74,10 @@ class Contender:
     executed: Mapping[str, float] = field(default_factory=dict)
 
 
+# Why a peer is not there.
+LEFT_OUT = "left out of the quick preset: compiles too long"
+
+
 def missing(reason: str, *modes: str) -> Contender:
     """Return a contender that is only a row with a reason."""
 

@@ -19,9 +19,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers, plain, shapes
-from benchmarks.case import MODES, Case, Contender, Draw, Problem, Setting, missing, ours, product_flop, total
+from benchmarks.case import LEFT_OUT, MODES, Case, Contender, Draw, Problem, Setting, missing, ours, product_flop, total
 from benchmarks.harness import main
-from benchmarks.predict import LEFT_OUT, parameters
+from benchmarks.predict import parameters
 from wfkernels import embedding
 from wfkernels.layout import RowLayout, TokenLayout
 

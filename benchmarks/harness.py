@@ -226,6 +226,8 @@ def main(program: str, cases: Callable[[Setting], Sequence[Case]], argv: Sequenc
     peers = None if options.peer is None else tuple(options.peer)
     setting = Setting(device, options.preset, _ours(options.impl), peers, options.rounds)
     wanted = [case for case in cases(setting) if options.case is None or options.case in case.name]
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json: expected a path in a folder that is there, got {options.json}")
     if not wanted:
         parser.error(f"--case: expected a part of {', '.join(repr(case.name) for case in cases(setting))}")
     if options.once:
@@ -236,6 +238,9 @@ def main(program: str, cases: Callable[[Setting], Sequence[Case]], argv: Sequenc
         "program": program,
         "preset": options.preset,
         "allocator": "keeps freed memory" if options.keep_memory else "as it comes",
+        "ours": list(setting.ours),
+        "peers": options.peer,
+        "rounds": options.rounds,
         "machine": machine.facts(device) | {"rates": machine.rates(device, clock)},
         "complete": False,
     }
@@ -283,13 +288,14 @@ def _all(
 
 
 def _kept(path: Path | None, report: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of an earlier run, where the same commit ran on the same machine; what failed runs again."""
+    """Return the rows of an earlier run of the same commit, machine and options; what failed runs again."""
     commit = report["machine"]["commit"]
     if path is None or not path.exists() or not commit or commit.endswith("+"):
         return []
     earlier = json.loads(path.read_text())
-    same = all(earlier["machine"][k] == report["machine"][k] for k in ("name", "versions", "commit"))
-    rows = [Row(**row) for row in earlier.get("rows", [])] if same and earlier["preset"] == report["preset"] else []
+    same = all(earlier["machine"].get(k) == report["machine"][k] for k in ("name", "versions", "commit", "threads"))
+    same &= all(k in earlier and earlier[k] == report[k] for k in ("preset", "allocator", "ours", "peers", "rounds"))
+    rows = [Row(**row) for row in earlier.get("rows", [])] if same else []
     broken = {row.case for row in rows if row.failed}
     return [row for row in rows if row.case not in broken]
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import BACKWARD, FORWARD, Contender, Run, Setting, missing
+from benchmarks.case import BACKWARD, FORWARD, LEFT_OUT, Contender, Run, Setting, missing
 
 NEGATIVE_INFINITY = float("-inf")
 # There is a graph for every length, size and mode; the default limit of torch is for programs that compile by mistake.
@@ -38,9 +38,9 @@ def contenders(form: Form, setting: Setting, tokens: int, flex: bool) -> dict[st
     plain = _eager(form, tokens, setting.device)
     found = {"eager": Contender(plain), "compile": Contender(compiled(plain))}
     if setting.preset == "gpu-quick":
-        found["compile"] = missing("left out of the quick preset: compiles too long")
+        found["compile"] = missing(LEFT_OUT)
     found["sdpa"] = _sdpa(form, tokens, setting.device)
-    found["flex"] = _flex(form, setting, tokens) if flex else missing("left out of the quick preset: compiles too long")
+    found["flex"] = _flex(form, setting, tokens) if flex else missing(LEFT_OUT)
     return found | (_backends(form, setting, tokens) if setting.gpu else {})
 
 

@@ -25,6 +25,7 @@ from benchmarks import peers, plain, shapes
 from benchmarks.case import (
     FORWARD,
     FULL,
+    LEFT_OUT,
     Case,
     Contender,
     Draw,
@@ -46,7 +47,6 @@ from wfkernels import Block, Parameters, Settings, predict
 from wfkernels.layout import RowLayout, TokenLayout
 
 BUCKETS = 16  # of weightformer.Config
-LEFT_OUT = "left out of the quick preset: compiles too long"
 
 
 def parameters(draw: Draw, layout: TokenLayout, d: int, ffn: int, blocks: int, gate: bool = False) -> Parameters:

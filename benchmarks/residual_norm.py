@@ -18,9 +18,21 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers
-from benchmarks.case import BACKWARD, FORWARD, FULL, MODES, Case, Contender, Draw, Problem, Setting, missing, ours
+from benchmarks.case import (
+    BACKWARD,
+    FORWARD,
+    FULL,
+    LEFT_OUT,
+    MODES,
+    Case,
+    Contender,
+    Draw,
+    Problem,
+    Setting,
+    missing,
+    ours,
+)
 from benchmarks.harness import main
-from benchmarks.predict import LEFT_OUT
 from wfkernels import residual_norm
 
 # Up to this many rows float64 takes no time worth speaking of.

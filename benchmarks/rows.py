@@ -17,16 +17,32 @@ from torch import Tensor
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import shapes
-from benchmarks.case import FORWARD, Case, Contender, Draw, Problem, Setting, Target, ours
+from benchmarks import peers, shapes
+from benchmarks.case import (
+    BACKWARD,
+    FORWARD,
+    FULL,
+    LEFT_OUT,
+    MODES,
+    Case,
+    Contender,
+    Draw,
+    Problem,
+    Setting,
+    Target,
+    missing,
+    ours,
+)
 from benchmarks.harness import main
 from wfkernels import pack
 from wfkernels.layout import RowLayout
 
+MOST_COMPILED = 2  # teachers
+
 
 def problem(setting: Setting, layout: RowLayout, teachers: int, dtype: torch.dtype) -> Problem:
     draw, count = Draw(setting.device), len(layout.parameters)
-    tensors = [draw.normal(*p.shape, learn=False) for _ in range(teachers) for p in layout.parameters]
+    tensors = [draw.normal(*p.shape) for _ in range(teachers) for p in layout.parameters]
 
     def networks(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         return [tensors[i : i + count] for i in range(0, len(tensors), count)]
@@ -48,17 +64,23 @@ def problem(setting: Setting, layout: RowLayout, teachers: int, dtype: torch.dty
         return torch.cat([t.flatten() for t in tensors]).to(dtype)
 
     found = ours(setting, run) | {"eager": Contender(eager)}
-    found["cat"] = Contender(cat, unlike="the same numbers in another order, without padding")
-    return Problem(tensors, (), partial(run, impl="reference"), found, results=("rows",), exact=True)
+    found["compile"] = missing(LEFT_OUT) if setting.quick else Contender(peers.compiled(eager))
+    if teachers > MOST_COMPILED:
+        found["compile"] = missing("compiling hundreds of copies takes minutes")
+    absent = dict.fromkeys((BACKWARD, FULL), "its gradient is another buffer")
+    found["cat"] = Contender(cat, unlike="the same numbers in another order, without padding", absent=absent)
+    grad = draw.normal(teachers * layout.row_numel, learn=False).to(dtype)
+    return Problem(tensors, (grad,), partial(run, impl="reference"), found, results=("rows",), exact=True)
 
 
 def case(setting: Setting, name: str, layout: RowLayout, teachers: int, dtype: torch.dtype = torch.float32) -> Case:
     numbers, cast = teachers * sum(layer.rows * layer.width for layer in layout.layers), dtype != torch.float32
+    moved = float(numbers * (torch.float32.itemsize + dtype.itemsize))
     return Case(
         f"{name}, T={teachers}, float32 to {str(dtype).removeprefix('torch.')}",
         partial(problem, setting, layout, teachers, dtype),
-        bytes={FORWARD: float(numbers * (torch.float32.itemsize + dtype.itemsize))},
-        modes=(FORWARD,),
+        bytes={FORWARD: moved, BACKWARD: moved, FULL: 2 * moved},
+        modes=MODES,
         targets=(Target(FORWARD, "copy", 0.85), Target(FORWARD, "time", 2.0 if cast else 0.95, "cat")) * setting.gpu,
     )
 

@@ -147,6 +147,13 @@ def test_the_command_shows_what_a_gpu_takes(capsys: pytest.CaptureFixture[str]) 
     assert len(lines) == 1 + len({kind[:1] + kind[2:] for kind in gpu.configs()})
 
 
+@pytest.mark.parametrize("capability", ["75", "-5"])
+def test_the_command_knows_no_gpu_that_the_kernels_refuse(capability: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["configs", f"--sm={capability}"])
+    assert f"--sm: expected at least 80, the oldest that kernels run on, got {capability}" in capsys.readouterr().err
+
+
 def test_the_command_tunes_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

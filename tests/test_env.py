@@ -33,6 +33,8 @@ def test_the_value_is_read_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch)
     assert env.IMPL.read() == "auto"
     monkeypatch.setenv(env.IMPL.name, "reference")
     assert env.IMPL.read() == "reference"
+    monkeypatch.setenv(env.IMPL.name, "")
+    assert env.IMPL.read() == "auto"
 
 
 def test_a_wrong_value_names_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,17 @@ def test_float64_is_held_against_the_scaled_error_of_float32(by: float, within: 
     assert (one(Contract(), found, x).share <= 1) == within
 
 
+@pytest.mark.parametrize(("units", "within"), [(20, True), (200, False)])
+def test_long_sums_that_the_reference_takes_in_float64_anyway(units: int, within: bool) -> None:
+    def total(x: Tensor) -> Tensor:
+        return x.double().sum(-1, keepdim=True).to(x.dtype)
+
+    x = sample(3, 10000, dtype=torch.float64).abs()
+    found = total(x) * (1 + units * torch.finfo(torch.float64).eps)
+    (verdict,) = examine(Contract(), total, (x,), found)
+    assert (verdict.share <= 1) == within
+
+
 def test_float64_results_of_a_call_in_which_others_are_float32() -> None:
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean(x), mean(x).float()

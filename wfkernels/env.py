@@ -24,8 +24,8 @@ class Switch:
     build: bool = False
 
     def read(self) -> str:
-        """Return the value in force; raise ValueError naming the choices when it is none of them."""
-        value = os.environ.get(self.name, self.default)
+        """Return the value in force (empty means the default); raise ValueError where it is none of the choices."""
+        value = os.environ.get(self.name) or self.default
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name}={value!r}: expected one of {', '.join(self.choices)}")
         return value

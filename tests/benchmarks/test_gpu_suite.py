@@ -303,9 +303,9 @@ def test_a_program_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
 
         return Case(name, build, modes=(FORWARD,))
 
-    def program(*names: str) -> dict[str, Any]:
+    def program(*names: str, other: tuple[str, ...] = ()) -> dict[str, Any]:
         path = tmp_path / "out.json"
-        options = ["--preset", "gpu-quick", "--resume", "--json", str(path)]
+        options = ["--preset", "gpu-quick", "--resume", "--json", str(path), *other]
         assert harness.main("test", lambda setting: [case(name) for name in names], options) == 0
         return suite_report.read(path)
 
@@ -317,6 +317,12 @@ def test_a_program_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(machine, "commit", lambda: "abc1234+")
     program("a", "b")
     assert built == ["a", "b", "a", "b"]
+    monkeypatch.setattr(machine, "commit", lambda: "abc1234")
+    program("a")
+    for other in (("--rounds", "2"), ("--peer", "eager"), ()):
+        built.clear()
+        program("a", other=other)
+        assert built == ["a"]  # what was measured otherwise is measured again
 
 
 def test_runs_that_differ_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
