@@ -255,8 +255,8 @@ def gpu(setting: Setting) -> list[Case]:
             dense(setting, "bias [S, S], D=128", per_pair, n, width=128, targets=NEVER_SLOWER, **options)
             for n in lengths
         ),
-        *(dense(setting, "bias [H, S, S]", per_head, n, targets=NEVER_SLOWER, **options) for n in lengths[:4]),
-        *(dense(setting, "T5's table", t5, n, targets=NEVER_SLOWER, **options) for n in lengths[:4]),
+        *(dense(setting, "bias [H, S, S]", per_head, n, targets=NEVER_SLOWER, **options) for n in lengths),
+        *(dense(setting, "T5's table", t5, n, targets=NEVER_SLOWER, **options) for n in lengths),
         *(
             dense(setting, "BEiT's table", beit, n * n + 1, reduced=22 * 22 + 1, targets=NEVER_SLOWER, **options)
             for n in windows
