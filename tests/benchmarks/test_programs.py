@@ -14,7 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import attention, embedding, harness, machine, patched, predict, projection, residual_norm, rows, shapes
+from benchmarks import (
+    attention,
+    embedding,
+    harness,
+    linear,
+    machine,
+    patched,
+    predict,
+    projection,
+    residual_norm,
+    rows,
+    shapes,
+)
 from benchmarks.case import FORWARD, FULL, MODES, Call, Case, Contender, Problem, Setting, Target, missing
 from benchmarks.memory import peak_mb
 from benchmarks.timing import Budget, clock_for, rounds, spread
@@ -25,7 +37,7 @@ from wfkernels import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-PROGRAMS = (attention, embedding, patched, predict, projection, residual_norm, rows)
+PROGRAMS = (attention, embedding, linear, patched, predict, projection, residual_norm, rows)
 FIELDS = {
     *("case", "impl", "mode", "median_ms", "p20_ms", "p80_ms", "peak_mb", "gflops", "fraction_of_gemm", "max_error"),
     "correct",

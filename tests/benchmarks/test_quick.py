@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attention, embedding, patched, predict, projection, residual_norm, rows
+from benchmarks import attention, embedding, linear, patched, predict, projection, residual_norm, rows
 from benchmarks.case import Case, Setting, call
 
 SETTING = Setting(torch.device("cpu"), "quick")
-PROGRAMS = (attention, embedding, patched, predict, projection, residual_norm, rows)
+PROGRAMS = (attention, embedding, linear, patched, predict, projection, residual_norm, rows)
 ROUNDS = 7
 
 
