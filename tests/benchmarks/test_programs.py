@@ -28,7 +28,6 @@ from benchmarks import (
     shapes,
 )
 from benchmarks.case import FORWARD, FULL, MODES, Call, Case, Contender, Problem, Setting, Target, missing
-from benchmarks.memory import peak_mb
 from benchmarks.timing import Budget, clock_for, rounds, spread
 from tests import fakes
 from weightformer import rows as module_rows
@@ -171,47 +170,6 @@ def test_slow_calls_stop_early() -> None:
 def test_spread() -> None:
     assert spread([0.001 * i for i in range(1, 12)]) == pytest.approx((6.0, 3.0, 9.0))
     assert spread([0.002]) == (2.0, 2.0, 2.0)
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not say how much is resident")
-def test_memory_counts_what_torch_does_not_see() -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    libc.aligned_alloc.restype = ctypes.c_void_p
-    libc.aligned_alloc.argtypes, libc.free.argtypes = [ctypes.c_size_t] * 2, [ctypes.c_void_p]
-    size = 48 << 20
-
-    def scratch(_: Any) -> None:
-        buffer = libc.aligned_alloc(64, size)
-        ctypes.memset(buffer, 1, size)
-        libc.free(buffer)
-
-    def tensors(_: Any) -> tuple[Tensor, Tensor]:
-        return torch.ones(16 << 18), torch.ones(32 << 18)
-
-    for run in (scratch, tensors):
-        # What is there before does not count, and what was freed before is not used again unseen.
-        found = peak_mb(Call(run, lambda: torch.ones(100 << 18)), CPU)
-        assert found is not None and 47.0 < found < 56.0
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not say how much is resident")
-def test_memory_counts_what_lies_in_the_end_of_a_heap_that_cannot_shrink() -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        pytest.skip("this C library does not say what its heap keeps")
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_void_p], [ctypes.c_ssize_t]
-    torch.ones(31 << 18)  # once such a block was freed, smaller ones come from the heap
-    block = libc.malloc(24 << 20)
-    ctypes.memset(block, 1, 24 << 20)
-    libc.sbrk(4096)  # somebody else grows the heap: its end can no longer be given back
-    libc.free(block)
-    found = peak_mb(Call(lambda _: torch.ones(16 << 18), lambda: None), CPU)
-    assert found is not None and 15.0 < found < 20.0
 
 
 @pytest.mark.parametrize("name, layers", [("vgg11_bn", shapes.vgg11_bn()), ("resnet50", shapes.resnet50())])
