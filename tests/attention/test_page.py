@@ -26,7 +26,7 @@ def run(example: str) -> dict[str, Any]:
 
 
 def test_every_section_has_an_example() -> None:
-    assert {title.rsplit(" ", 1)[0] for title, _ in EXAMPLES} == set(TITLES) and len(TITLES) == 5
+    assert {title.rsplit(" ", 1)[0] for title, _ in EXAMPLES} == set(TITLES) and len(TITLES) == 6
     assert len(EXAMPLES) == TEXT.count("```") // 2
 
 
