@@ -45,6 +45,8 @@ def _cuda(call: Call, state: object, device: torch.device) -> float:
 
 
 def _resident(call: Call, state: object) -> float | None:
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):  # not glibc, or one before 2.33
+        return None
     gc.collect()
     with _no_freed_pages():
         try:
@@ -67,15 +69,14 @@ class _Heap(ctypes.Structure):
 
 @contextmanager
 def _no_freed_pages() -> Iterator[None]:
-    """Let no call write to resident pages that were freed before it: they would not count. For glibc 2.33 or newer."""
+    """Let no call write to resident pages that were freed before it: they would not count."""
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        yield
-        return
     libc.mallinfo2.restype, libc.malloc.restype, libc.malloc.argtypes = _Heap, ctypes.c_void_p, [ctypes.c_size_t]
     libc.malloc_trim(0)
     spare, held = 64 << 10, []  # the spare stays for Python's own small objects
-    while (end := libc.mallinfo2().keepcost) > 2 * spare:
+    for _ in range(100):  # blocks may come from elsewhere first, in a thread of its own always
+        if (end := libc.mallinfo2().keepcost) <= 2 * spare:
+            break
         held.append(ctypes.c_void_p(libc.malloc(end - spare)))
     try:
         yield

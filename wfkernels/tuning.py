@@ -43,9 +43,9 @@ def rewritten(text: str, rows: Mapping[Kind, Config]) -> str:
 def shown(capability: int | None) -> str:
     """Return the table in force, or what of it a GPU of a compute capability takes."""
     table = gpu.table(env.CONFIGS.read())
-    if capability is not None and capability < gpu.OLDEST:
-        raise ValueError(f"--sm: expected at least {gpu.OLDEST}, the oldest that kernels run on, got {capability}")
     if capability is not None:
+        if capability < gpu.OLDEST:
+            raise ValueError(f"--sm: expected at least {gpu.OLDEST}, the oldest that kernels run on, got {capability}")
         kinds = dict.fromkeys(kind._replace(family=capability) for kind in table)
         table = {kind: gpu.config(kind.kernel, capability, kind.width, kind.bits) for kind in kinds}
     return "\n".join([HEADER, *(line(kind, config) for kind, config in table.items())])

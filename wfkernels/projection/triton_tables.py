@@ -6,6 +6,7 @@ They follow from the call's sizes alone, are built on the CPU and kept, so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -328,7 +329,7 @@ def segments(given: tuple[Segment, ...], block: int, device: torch.device) -> tu
     return Segments(*_upload(device, fields)), which.numel()
 
 
-@kept(KEPT)
+@lru_cache(maxsize=KEPT)
 def by_layer(sizes: Sizes, kind: str, block_m: int, block_n: int) -> tuple[Segment, ...]:
     """Return the segments that add up one number per tile by layers."""
     _, slots, _ = tiles(sizes, kind, block_m, block_n, torch.device("cpu"))
@@ -336,7 +337,7 @@ def by_layer(sizes: Sizes, kind: str, block_m: int, block_n: int) -> tuple[Segme
     return tuple((first, n, 1, i) for i, (first, n) in enumerate(zip(slots.first.tolist(), counts, strict=True)))
 
 
-@kept(KEPT)
+@lru_cache(maxsize=KEPT)
 def by_projection(sizes: Sizes, kind: str, block_m: int, block_n: int, size: int) -> tuple[Segment, ...]:
     """Return the segments that add up `size` numbers per tile by projection groups."""
     _, slots, _ = tiles(sizes, kind, block_m, block_n, torch.device("cpu"))
